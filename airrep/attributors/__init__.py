@@ -1,0 +1,44 @@
+"""Attribution methods by name; a method's module is imported when it is first made."""
+
+import difflib
+import inspect
+from importlib import import_module
+from typing import Any
+
+from airrep.attributor import Attributor
+from airrep.examples import InputError
+
+_METHODS = {
+    "airrep": ("airrep.attributors.airrep", "AirRepAttributor"),
+    "embedding": ("airrep.attributors.embedding", "EmbeddingAttributor"),
+    "bm25": ("airrep.attributors.bm25", "BM25Attributor"),
+    "tfidf": ("airrep.attributors.tfidf", "TfidfAttributor"),
+    "same_task": ("airrep.attributors.same_task", "SameTaskAttributor"),
+    "random": ("airrep.attributors.random", "RandomAttributor"),
+}
+
+
+def available() -> list[str]:
+    """The names `make_attributor` knows."""
+    return list(_METHODS)
+
+
+def make_attributor(name: str, **params: Any) -> Attributor:
+    """An unfitted attributor by its name.
+
+    Raises InputError for an unknown name (with the nearest known one) and for parameters the
+    method does not take or still needs.
+    """
+    if name not in _METHODS:
+        near = difflib.get_close_matches(str(name), _METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"There is no method {name!r}; {hint}known: {', '.join(_METHODS)}.")
+    module, class_name = _METHODS[name]
+    method = getattr(import_module(module), class_name)
+    signature = inspect.signature(method)
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters) or "no parameters"
+        raise InputError(f"The method {name!r}: {error}; it takes {takes}.") from error
+    return method(**params)

@@ -1,0 +1,1 @@
+"""Builders of what training needs: the demo corpus, subset plans and labels."""

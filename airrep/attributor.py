@@ -2,11 +2,9 @@
 
 import inspect
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from airrep.examples import Example, InputError, fingerprint_examples
+from airrep.provenance import installed_versions, write_json_atomic
 
 POOLINGS = ("sum", "attention")
 FORMAT = 1
@@ -100,17 +99,15 @@ class Attributor(ABC):
             scores = self.score(targets)
         return _pool_attention(scores, rows) if self.pooling == "attention" else _sum(scores, rows)
 
-    def rank(
-        self, targets: Sequence[Example], k: int, scores: np.ndarray | None = None
-    ) -> Ranking:
+    def rank(self, targets: Sequence[Example], k: int, scores: np.ndarray | None = None) -> Ranking:
         """The k most and least helpful pool rows of each target (all rows when k > pool)."""
         self._check_fitted()
         if k < 1:
             raise InputError(f"rank got k = {k}; ask for at least one row.")
         if scores is None:
             scores = self.score(targets)
-        helpful = np.stack([_top_rows(row, k) for row in scores])
-        harmful = np.stack([_top_rows(-row, k) for row in scores])
+        helpful = np.stack([top_rows(row, k) for row in scores])
+        harmful = np.stack([top_rows(-row, k) for row in scores])
         return Ranking(
             helpful,
             np.take_along_axis(scores, helpful, axis=1),
@@ -148,9 +145,7 @@ class Attributor(ABC):
             "pool_fingerprint": self.pool_fingerprint_,
             "versions": installed_versions(),
         }
-        partial = folder / "attributor.json.partial"
-        partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "attributor.json")
+        write_json_atomic(folder / "attributor.json", about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -246,18 +241,6 @@ def unpack_text(packed: np.ndarray) -> list[str]:
     return json.loads(packed.tobytes().decode())
 
 
-def installed_versions() -> dict[str, str]:
-    """The versions of this package and the libraries that decide its numbers."""
-    return {name: _version(name) for name in ("airrep", "torch", "transformers", "numpy", "scipy")}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / "attributor.json"
     try:
@@ -301,7 +284,7 @@ def _pool_attention(scores: np.ndarray, subsets: Sequence[np.ndarray]) -> np.nda
     return np.concatenate(pooled).astype(np.float32, copy=False)
 
 
-def _top_rows(scores: np.ndarray, k: int) -> np.ndarray:
+def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
     """The k highest of (N,) scores, highest first, equal scores in pool order, in O(N)."""
     k = min(k, len(scores))
     kth = np.partition(scores, len(scores) - k)[len(scores) - k]

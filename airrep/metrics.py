@@ -5,7 +5,7 @@ higher = worse, so a good score ranks subsets as the negative loss does. A loss 
 is missing: it is left out for its target, never replaced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +13,6 @@ from scipy.stats import rankdata
 
 from airrep.examples import InputError
 
-RESAMPLED = ("targets", "subsets", "both")
 LEVEL = 0.95
 # Ranks are halves of whole numbers, so a spread below this is rounding: the row is constant.
 FLAT = 1e-9
@@ -31,6 +30,33 @@ def lds_per_target(scores: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, in
     return _spearman(scores, -losses)
 
 
+def resampled_lds(
+    scores: Sequence[ArrayLike], losses: ArrayLike, draws: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Mean LDS of several methods in bootstrap resamples that they share.
+
+    Takes one (T, M) array of subset scores a method, and losses (T, M). Returns (methods, draws)
+    under "targets", "subsets" and "both", by what is drawn with replacement. Ranks are recomputed
+    in every resample; a subset drawn twice ties with itself. The difference of two rows is a
+    paired bootstrap. Raises InputError for shapes that differ and fewer than one draw.
+    """
+    pairs = [_paired(one, losses) for one in scores]
+    if not pairs:
+        raise InputError("There are no subset scores to resample; give those of one method.")
+    if draws < 1:
+        raise InputError(f"draws is {draws}; a bootstrap needs at least one.")
+    stacked, wanted = np.stack([one for one, _ in pairs]), -pairs[0][1]
+    target_counts = _counts(len(wanted), draws, rng)
+    subset_counts = _counts(wanted.shape[1], draws, rng)
+    over_subsets, over_both = np.zeros((len(pairs), draws)), np.zeros((len(pairs), draws))
+    for target, rho in enumerate(_resampled_rhos(stacked, wanted, subset_counts)):
+        over_subsets += rho
+        over_both += rho * target_counts[target]
+    fixed = np.stack([_spearman(one, wanted)[0] for one in stacked])
+    sums = {"targets": fixed @ target_counts, "subsets": over_subsets, "both": over_both}
+    return {over: drawn / len(wanted) for over, drawn in sums.items()}
+
+
 def bootstrap_lds(
     scores: ArrayLike,
     losses: ArrayLike,
@@ -38,13 +64,8 @@ def bootstrap_lds(
     rng: np.random.Generator,
     over: str = "both",
 ) -> tuple[float, float]:
-    """95% percentile interval of the mean LDS over resampled targets, subsets or both.
-
-    Ranks are recomputed in every resample; a subset drawn twice ties with itself.
-    """
-    scores, losses = _paired(scores, losses)
-    target_counts, subset_counts = _resamples(losses.shape, draws, rng, over)
-    return _interval(_resampled_lds(scores, losses, target_counts, subset_counts))
+    """95% percentile interval of the mean LDS over resampled targets, subsets or both."""
+    return interval(_pick(resampled_lds([scores], losses, draws, rng), over)[0])
 
 
 def paired_bootstrap(
@@ -56,13 +77,29 @@ def paired_bootstrap(
     over: str = "both",
 ) -> tuple[float, tuple[float, float]]:
     """LDS of a minus LDS of b, and its 95% interval over resamples that both methods share."""
-    scores_a, losses = _paired(scores_a, losses)
-    scores_b, losses = _paired(scores_b, losses)
-    counts = _resamples(losses.shape, draws, rng, over)
-    drawn = _resampled_lds(scores_a, losses, *counts) - _resampled_lds(scores_b, losses, *counts)
-    lds_a, _ = _spearman(scores_a, -losses)
-    lds_b, _ = _spearman(scores_b, -losses)
-    return float(lds_a.mean() - lds_b.mean()), _interval(drawn)
+    drawn = _pick(resampled_lds([scores_a, scores_b], losses, draws, rng), over)
+    lds_a, _ = lds_per_target(scores_a, losses)
+    lds_b, _ = lds_per_target(scores_b, losses)
+    return float(lds_a.mean() - lds_b.mean()), interval(drawn[0] - drawn[1])
+
+
+def interval(drawn: ArrayLike) -> tuple[float, float]:
+    """The 95% percentile interval of values from resamples."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_ceiling(
+    losses_a: ArrayLike, losses_b: ArrayLike, draws: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """95% percentile interval of `noise_ceiling`'s lds over resampled targets and subsets."""
+    first, second = np.asarray(losses_a, dtype=float), np.asarray(losses_b, dtype=float)
+    _check_shapes(first, second, "losses of one seed", "losses of the other")
+    present = np.isfinite(first) & np.isfinite(second)
+    drawn = resampled_lds(
+        [np.where(present, -first, 0.0)], np.where(present, second, np.nan), draws, rng
+    )["both"]
+    return interval(np.sqrt(np.maximum(drawn, 0.0)))
 
 
 def noise_ceiling(losses_a: ArrayLike, losses_b: ArrayLike) -> dict[str, float]:
@@ -72,7 +109,7 @@ def noise_ceiling(losses_a: ArrayLike, losses_b: ArrayLike) -> dict[str, float]:
     between the seeds; `lds` its square root, what a score equal to the noiseless label reaches.
     """
     first, second = np.asarray(losses_a, dtype=float), np.asarray(losses_b, dtype=float)
-    _check_shapes(first, second, "losses of one seed", "of the other")
+    _check_shapes(first, second, "losses of one seed", "losses of the other")
     reliability = float(_spearman(first, second)[0].mean())
     return {"reliability": reliability, "lds": max(reliability, 0.0) ** 0.5}
 
@@ -102,7 +139,9 @@ def mean_reciprocal_rank(scores: ArrayLike, proponents: Sequence[ArrayLike]) -> 
     for row, rows in _with_proponents(scores, proponents):
         best = row[rows].max()
         above, equal = _standing(row, best)
-        reciprocals.append(_expected_reciprocal(int(above), int(equal), int((row[rows] == best).sum())))
+        reciprocals.append(
+            _expected_reciprocal(int(above), int(equal), int((row[rows] == best).sum()))
+        )
     return float(np.mean(reciprocals))
 
 
@@ -185,67 +224,63 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndar
         return np.zeros(len(a)), np.ones(len(a), dtype=bool)
     ranks_a, ranks_b = rankdata(a, axis=1), rankdata(b, axis=1)
     mean = (a.shape[1] + 1) / 2
-    return _pearson(ranks_a - mean, ranks_b - mean, np.ones_like(ranks_a))
+    return _pearson(ranks_a - mean, ranks_b - mean)
 
 
-def _pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted correlation along the last axis of centred values, 0 where flat; which are flat."""
-    weighted = weights * a
-    spread_a = (weighted * a).sum(axis=-1)
-    spread_b = (weights * b * b).sum(axis=-1)
+def _pearson(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation along the last axis of centred values, 0 where flat; and which are flat."""
+    return _from_moments((a * b).sum(axis=-1), (a * a).sum(axis=-1), (b * b).sum(axis=-1))
+
+
+def _from_moments(
+    product: np.ndarray, spread_a: np.ndarray, spread_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     flat = (spread_a < FLAT) | (spread_b < FLAT)
     norm = np.sqrt(np.where(flat, 1.0, spread_a) * np.where(flat, 1.0, spread_b))
-    return np.where(flat, 0.0, (weighted * b).sum(axis=-1) / norm), flat
+    return np.where(flat, 0.0, product / norm), flat
 
 
-def _resamples(
-    shape: tuple[int, ...], draws: int, rng: np.random.Generator, over: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """How often each target (draws, T) and each subset (draws, M) occurs in every resample."""
-    if over not in RESAMPLED:
-        raise InputError(f"over is {over!r}; choose one of {', '.join(RESAMPLED)}.")
-    if draws < 1:
-        raise InputError(f"draws is {draws}; a bootstrap needs at least one.")
-
-    def counts(size: int, drawn: bool) -> np.ndarray:
-        if not drawn:
-            return np.ones((draws, size), dtype=np.int64)
-        return rng.multinomial(size, np.full(size, 1 / size), size=draws)
-
-    return counts(shape[0], over != "subsets"), counts(shape[1], over != "targets")
+def _pick(drawn: dict[str, np.ndarray], over: str) -> np.ndarray:
+    if over not in drawn:
+        raise InputError(f"over is {over!r}; choose one of {', '.join(drawn)}.")
+    return drawn[over]
 
 
-def _resampled_lds(
-    scores: np.ndarray, losses: np.ndarray, target_counts: np.ndarray, subset_counts: np.ndarray
-) -> np.ndarray:
-    """Mean LDS (draws,) in every resample, given as counts.
+def _counts(size: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of `size` things occurs in every resample: (size, draws)."""
+    return rng.multinomial(size, np.full(size, 1 / size), size=draws).T.astype(float)
+
+
+def _resampled_rhos(
+    scores: np.ndarray, wanted: np.ndarray, counts: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Target by target, Spearman's rho (K, draws) of scores (K, T, M) with wanted (T, M).
 
     Sorting happens once a target: in a resample, the rank of a value is half-way between the
     running counts before and after its group of ties in that fixed order.
     """
-    total = np.zeros(len(subset_counts))
-    for row, row_losses in enumerate(losses):
-        present = np.isfinite(row_losses)
-        counts = subset_counts[:, present]
-        if counts.shape[1] == 0:
-            continue  # a target without losses counts 0, as in lds_per_target
-        a = _resampled_ranks(scores[row, present], counts)
-        b = _resampled_ranks(-row_losses[present], counts)
-        total += target_counts[:, row] * _pearson(a, b, counts)[0]
-    return total / target_counts.sum(axis=1)
+    for target, row in enumerate(wanted):
+        rho = np.zeros((len(scores), counts.shape[1]))
+        present = np.isfinite(row)
+        if present.any():  # a target without losses counts 0, as in lds_per_target
+            weights = counts[present]
+            b = _resampled_ranks(row[present], weights)
+            weighted = weights * b
+            spread_b = np.einsum("md,md->d", weighted, b)
+            for method, values in enumerate(scores[:, target, present]):
+                a = _resampled_ranks(values, weights)
+                product = np.einsum("md,md->d", weighted, a)
+                spread_a = np.einsum("md,md,md->d", weights, a, a)
+                rho[method] = _from_moments(product, spread_a, spread_b)[0]
+        yield rho
 
 
 def _resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Centred average ranks (draws, M) of the values when value j occurs counts[:, j] times."""
+    """Centred average ranks (M, draws) of the values when value j occurs counts[j] times."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     first = np.searchsorted(ordered, values, side="left")
     last = np.searchsorted(ordered, values, side="right")
-    running = np.zeros((len(counts), len(values) + 1))
-    np.cumsum(counts[:, order], axis=1, out=running[:, 1:])
-    return (running[:, first] + running[:, last] - running[:, -1:]) / 2
-
-
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    running = np.zeros((len(values) + 1, counts.shape[1]))
+    np.cumsum(counts[order], axis=0, out=running[1:])
+    return (running[first] + running[last] - running[-1]) / 2

@@ -63,7 +63,7 @@ class AirRepAttributor(Attributor):
 
     def _place(self, encoder: AirRepEncoder) -> AirRepEncoder:
         if self.device is not None:
-            encoder.to(self.device)
+            encoder.to(self.device)  # type: ignore[arg-type]
         return encoder
 
     def _state(self) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from scipy import sparse
@@ -71,7 +72,7 @@ def _words(examples: Sequence[Example]) -> list[list[str]]:
     )
 
 
-def _bm25s():
+def _bm25s() -> ModuleType:
     try:
         import bm25s
     except ImportError:

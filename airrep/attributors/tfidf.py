@@ -1,6 +1,7 @@
 """TF-IDF: cosine similarity of word counts weighted by rarity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class TfidfAttributor(Attributor):
         self.vectorizer_.idf_ = state["idf"]
         self.vectors_ = restore_matrix(state)
 
-    def _vectorizer(self, vocabulary: list[str] | None = None):
+    def _vectorizer(self, vocabulary: list[str] | None = None) -> Any:
         try:
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError:

@@ -1,0 +1,168 @@
+"""The `airrep` command: the stages of a run, and questions to a trained encoder."""
+
+import inspect
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from airrep import __version__, queries, stages
+from airrep.config import RunConfig, check_config_file, nearest
+from airrep.examples import InputError
+
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+
+_RUN_HELP = """Everything a run makes is in the folder `output` of its configuration. Every key
+of the configuration is also a flag: --recipe.epochs 3 beats what the file says."""
+_STAGES = {
+    "subsets": "draw the targets and the random training subsets",
+    "labels": "fine-tune the language model on every subset, record the targets' losses",
+    "train": "train the encoder on the labels",
+    "evaluate": "compare attribution methods by LDS on held-out subsets and targets",
+    "report": "write results.json as one self-contained page",
+}
+_QUERIES = {
+    "encode": (queries.encode, "write the embeddings of examples"),
+    "rank": (queries.rank, "the training examples that help and harm each target most"),
+    "score": (queries.score, "rank candidate training sets by how much they help targets"),
+}
+# The same word everywhere: flag -> type, default, help.
+_FLAGS: dict[str, tuple[type, Any, str]] = {
+    "encoder": (str, None, "trained encoder: folder, hub id or package:NAME"),
+    "examples": (str, None, "the pool: jsonl, json, csv or parquet file, data set folder, hub id"),
+    "targets": (str, None, "the targets, in the same formats"),
+    "subsets": (str, None, "candidates: jsonl of {name, ids}, or files of examples: a.csv,b.csv"),
+    "output": (str, None, "file to write (encode: .safetensors; rank, score: .jsonl)"),
+    "top-k": (int, 10, "how many examples of either end"),
+    "batch-size": (int, 64, "examples encoded together"),
+    "device": (str, "auto", "auto, cpu, cuda, cuda:1, ..."),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 2 for wrong input, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        _check_config_files(given)
+        parser = make_parser()
+        values = parser.parse_args(given)
+        command = values.command
+        _run(command, vars(parser.instantiate(values)[command]))
+    except (InputError, ArgumentError) as error:
+        if debug:
+            raise
+        print(f"airrep: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.filename is None and error.errno is None:
+            raise
+        print(f"airrep: {_disk_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nairrep: stopped; what is finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough (`airrep rank ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(
+        prog="airrep",
+        exit_on_error=False,
+        version=__version__,
+        description="Which training examples made a language model better or worse at this?",
+        epilog="--debug shows where an error came from.",
+    )
+    commands = parser.add_subcommands(dest="command", required=True, metavar="command")
+    for name, what in _STAGES.items():
+        stage = ArgumentParser(
+            exit_on_error=False, description=f"airrep {name}: {what}. {_RUN_HELP}"
+        )
+        stage.add_argument("--config", action="config", help="YAML file; see configs/")
+        if name == "labels":
+            stage.add_argument(
+                "--shard", default="1/1", help="make the i-th of n parts only, for job arrays: i/n"
+            )
+            stage.add_argument(
+                "--merge", action="store_true", help="put all labels into one file afterwards"
+            )
+        if name == "evaluate":
+            stage.add_argument(
+                "--methods",
+                default=None,
+                help="methods to compare, in place of the configured: a,b,c",
+            )
+        stage.add_class_arguments(RunConfig)
+        commands.add_subcommand(name, stage, help=what)
+    for name, (function, what) in _QUERIES.items():
+        query = ArgumentParser(exit_on_error=False, description=f"airrep {name}: {what}.")
+        query.add_argument("--config", action="config", help="YAML file with these flags")
+        for parameter in inspect.signature(function).parameters.values():
+            flag = parameter.name.replace("_", "-")
+            kind, default, meaning = _FLAGS[flag]
+            needed = parameter.default is inspect.Parameter.empty
+            query.add_argument(
+                f"--{flag}", type=kind, default=default, required=needed, help=meaning
+            )
+        commands.add_subcommand(name, query, help=what)
+    return parser
+
+
+def _run(command: str, values: dict[str, Any]) -> None:
+    values.pop("config", None)
+    if command in _QUERIES:
+        _QUERIES[command][0](**values)
+        return
+    extra = {key: values.pop(key) for key in ("shard", "merge", "methods") if key in values}
+    config = RunConfig(**values)
+    if command == "subsets":
+        stages.make_subsets(config)
+    elif command == "labels":
+        stages.make_labels(config, **extra)
+    elif command == "train":
+        stages.train(config)
+    elif command == "evaluate":
+        stages.evaluate(config, **extra)
+    else:
+        print(stages.report(config))
+
+
+def _check_config_files(given: Sequence[str]) -> None:
+    """Config files of a run are checked first: this knows the nearest key to a wrong one."""
+    if not given or given[0] not in _STAGES:
+        return
+    for place, argument in enumerate(given):
+        if argument == "--config" and place + 1 < len(given):
+            check_config_file(given[place + 1])
+        elif argument.startswith("--config="):
+            check_config_file(argument.removeprefix("--config="))
+
+
+def _sentence(error: Exception) -> str:
+    """The message on one line, with a hint for a flag that does not exist."""
+    text = str(error)
+    unknown = re.match(r"unrecognized arguments: --([\w.]+)", text)
+    if unknown:
+        return f"there is no flag --{unknown[1]}{nearest(unknown[1])}"
+    return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _disk_sentence(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{where}; what is finished is kept, and the same command goes on"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

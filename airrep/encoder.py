@@ -1,0 +1,177 @@
+"""The AirRep encoder: any text encoder, mean pooling over tokens, one linear layer on top."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
+
+from airrep.encoder_config import (
+    MAX_LENGTH,
+    AirRepConfig,
+    base_loader,
+    clear_load_errors,
+    hub_arguments,
+    most_tokens,
+    new_base,
+    quiet_transformers,
+    read_base_config,
+    read_config,
+)
+from airrep.examples import (
+    ENCODER_TEMPLATE,
+    Example,
+    InputError,
+    Template,
+    TokenizedExample,
+    length_sorted_batches,
+    pad,
+    tokenize_examples,
+)
+from airrep.pooling import mean_pool
+
+
+class AirRepEncoder(PreTrainedModel):
+    """e(x) = W mean_tokens(base(x)) + b (arXiv 2505.18513); the similarity is the dot product.
+
+    `from_base` starts from any text encoder, with W the identity and b zero; `from_pretrained`
+    reads what `save_pretrained` wrote, and the published AirRep checkpoints.
+    """
+
+    config_class = AirRepConfig
+    base_model_prefix = ""
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    tokenizer: Any = None
+
+    def __init__(self, config: AirRepConfig, base: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.base = new_base(config) if base is None else base
+        width = self.base.config.hidden_size
+        self.projector = nn.Linear(width, width)
+        if base is None:
+            self.post_init()
+        else:
+            self._init_weights(self.projector)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a text that are read."""
+        return int(self.config.max_tokens)
+
+    @classmethod
+    def from_base(cls, source: str | Path, max_length: int = MAX_LENGTH, **kwargs: Any) -> Self:
+        """An untrained encoder on a Hugging Face text encoder: a folder or a hub id.
+
+        Its embeddings are the base's mean-pooled ones. `max_length` is lowered to what the base
+        can read. `kwargs` go to transformers; remote code runs only with trust_remote_code=True.
+        Raises InputError when the source is not a model or has no safetensors weights.
+        """
+        with clear_load_errors(source):
+            config = read_base_config(source, hub_arguments(kwargs))
+            tokenizer = AutoTokenizer.from_pretrained(str(source), **hub_arguments(kwargs))
+            arguments = {"dtype": torch.float32, **kwargs, "use_safetensors": True}
+            loader, extra = base_loader(config)
+            base = loader.from_pretrained(str(source), config=config, **extra, **arguments)
+        length = min(max_length, most_tokens(base, tokenizer))
+        about = {key: value for key, value in base.config.to_dict().items() if key[0] != "_"}
+        encoder = cls(AirRepConfig(about, length), base)
+        encoder.tokenizer = tokenizer
+        return encoder.eval()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """A trained encoder and its tokenizer from a folder or hub id; float32 unless `dtype`.
+
+        Raises InputError when it is not an AirRep encoder, or a file is missing or damaged.
+        """
+        with clear_load_errors(source):
+            config = kwargs.pop("config", None) or read_config(source, hub_arguments(kwargs))
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(source), config=config.base_config(), **hub_arguments(kwargs)
+            )
+            arguments = {"dtype": torch.float32, **kwargs, "use_safetensors": True}
+            arguments.setdefault("key_mapping", {r"^bert\.": "base."})  # published names
+            encoder, about = super().from_pretrained(
+                str(source), *args, config=config, output_loading_info=True, **arguments
+            )
+        if about["missing_keys"]:
+            raise InputError(
+                f"{source} lacks {len(about['missing_keys'])} of an AirRep encoder's weights "
+                f"(first: {sorted(about['missing_keys'])[0]}); give a folder that save_pretrained "
+                "wrote, or open a base text encoder with from_base."
+            )
+        encoder.tokenizer = tokenizer
+        return encoder.eval()
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes config, weights (safetensors) and tokenizer into the folder."""
+        with quiet_transformers():
+            super().save_pretrained(str(save_directory), *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(save_directory))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, d) of padded token ids (B, L) with their mask (B, L)."""
+        return self.projector(self.pool(input_ids, attention_mask))
+
+    def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The base's mean-pooled token states (B, d), before the projector."""
+        mask = attention_mask.long()
+        return mean_pool(self.base(input_ids, attention_mask=mask).last_hidden_state, mask)
+
+    def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample]:
+        """Token ids of every example: the only way text comes in."""
+        if self.tokenizer is None:
+            raise InputError("This encoder has no tokenizer; make it with from_pretrained.")
+        template = Template.parse(ENCODER_TEMPLATE)
+        return tokenize_examples(examples, self.tokenizer, template, self.max_length)
+
+    def pad(self, batch: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded token ids and mask (B, L), on the encoder's device."""
+        ids, mask = pad(batch, getattr(self.tokenizer, "pad_token_id", None) or 0)
+        return ids.to(self.device), mask.to(self.device)
+
+    def encode(
+        self, examples: Sequence[Example], batch_size: int = 64, show_progress: bool = False
+    ) -> torch.Tensor:
+        """Embeddings (n, d) float32 on the CPU, in the given order, without dropout."""
+        if batch_size < 1:
+            raise InputError(f"encode got batch_size {batch_size}; give at least 1.")
+        embeddings = torch.empty(len(examples), self.projector.out_features)
+        tokenized = self.tokenize(examples)
+        batches = length_sorted_batches([len(one) for one in tokenized], batch_size)
+        with evaluating(self), torch.inference_mode():
+            for rows in tqdm(batches, desc="encode", disable=not show_progress):
+                ids, mask = self.pad([tokenized[row] for row in rows])
+                embeddings[torch.from_numpy(rows)] = self(ids, mask).float().cpu()
+        return embeddings
+
+    def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Scores (n, m): dot products of embeddings (n, d) and (m, d)."""
+        return a @ b.T
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is getattr(self, "projector", None):
+            nn.init.eye_(self.projector.weight)
+            nn.init.zeros_(self.projector.bias)
+        else:
+            super()._init_weights(module)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside; every submodule's train or eval mode comes back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

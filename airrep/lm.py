@@ -1,0 +1,140 @@
+"""Causal language models: loading one, and the loss of responses under it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from airrep.examples import InputError, TokenizedExample, length_sorted_batches, pad
+
+
+def load_lm(
+    path: Path, device: str | torch.device = "cpu", trust_remote_code: bool = False
+) -> tuple[nn.Module, Any]:
+    """A causal LM in float32 and its tokenizer, from a folder or a GGUF file.
+
+    `path` is what `airrep.weights.resolve_model` returned. Weights are read from safetensors or
+    GGUF only. A GGUF file's weights are dequantised, and the model is a plain one afterwards:
+    `save_pretrained` writes it as safetensors. Raises InputError when they cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder: Path | str = path
+    extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if path.suffix == ".gguf":
+        folder, extra = str(path.parent), extra | {"gguf_file": path.name}
+    else:
+        extra |= {"use_safetensors": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, **{key: value for key, value in extra.items() if key != "use_safetensors"}
+        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+    for holder in (model, model.config):
+        if hasattr(holder, "quantization_config"):
+            del holder.quantization_config
+    model.is_quantized = False
+    # Without this, save_pretrained would try to write the weights back in GGUF's types.
+    model.hf_quantizer = None
+    model.config.use_cache = False
+    return model.to(device).eval(), tokenizer
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Some examples as tensors: ids (B, L); where the model predicts response tokens (B, L)
+    bool; those tokens (R,); the batch row of each (R,)."""
+
+    ids: torch.Tensor
+    predicts: torch.Tensor
+    tokens: torch.Tensor
+    rows: torch.Tensor
+
+    def to(self, device: torch.device) -> "ResponseBatch":
+        return ResponseBatch(
+            self.ids.to(device),
+            self.predicts.to(device),
+            self.tokens.to(device),
+            self.rows.to(device),
+        )
+
+
+def response_batch(examples: Sequence[TokenizedExample]) -> ResponseBatch:
+    """The batch of examples, padded on the right.
+
+    The token at position i is predicted from position i - 1. A response that starts the text
+    has no position to be predicted from for its first token, so that token does not count.
+    """
+    ids, real = pad(examples, pad_id=0)
+    position = torch.arange(ids.shape[1])
+    starts = torch.tensor([max(example.response_start, 1) for example in examples])
+    is_response = real & (position >= starts[:, None])
+    predicts = torch.zeros_like(real)
+    predicts[:, :-1] = is_response[:, 1:]
+    rows = is_response.nonzero()[:, 0]
+    return ResponseBatch(ids, predicts, ids[is_response], rows)
+
+
+class ResponseModel:
+    """A causal LM that computes logits only where response tokens are predicted.
+
+    Padding on the right needs no attention mask: with causal attention no real token sees it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise InputError(f"{type(model).__name__} has no output embeddings; give a causal LM.")
+        self._predicts: torch.Tensor | None = None
+        self._hook = head.register_forward_pre_hook(self._select)
+
+    def _select(self, head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+        # Selecting in front of the head keeps whatever the model does to its logits afterwards.
+        return None if self._predicts is None else (inputs[0][self._predicts],)
+
+    def token_losses(self, batch: ResponseBatch) -> torch.Tensor:
+        """Cross-entropy (R,) float32 of every response token of the batch."""
+        self._predicts = batch.predicts
+        try:
+            logits = self.model(input_ids=batch.ids, use_cache=False).logits
+        finally:
+            self._predicts = None
+        return F.cross_entropy(logits.float(), batch.tokens, reduction="none")
+
+    def close(self) -> None:
+        """Gives the model back as it was."""
+        self._hook.remove()
+
+
+def mean_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Mean (count,) of the values (R,) of each row; NaN for a row without any."""
+    totals = torch.zeros(count, dtype=torch.float64, device=values.device)
+    totals.index_add_(0, rows, values.double())
+    return (totals / torch.bincount(rows, minlength=count)).float()
+
+
+@torch.inference_mode()
+def response_losses(
+    model: nn.Module, examples: Sequence[TokenizedExample], batch_size: int = 64
+) -> np.ndarray:
+    """Mean response-token cross-entropy (n,) float32 of every example under the model, in nats."""
+    device = next(model.parameters()).device
+    respond = ResponseModel(model)
+    losses = np.empty(len(examples), dtype=np.float32)
+    try:
+        for rows in length_sorted_batches([len(example) for example in examples], batch_size):
+            batch = response_batch([examples[row] for row in rows]).to(device)
+            means = mean_by_row(respond.token_losses(batch), batch.rows, len(rows))
+            losses[rows] = means.cpu().numpy()
+    finally:
+        respond.close()
+    return losses

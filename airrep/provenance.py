@@ -1,0 +1,82 @@
+"""Where results come from (versions, git revision), and files that are whole or not there."""
+
+import json
+import os
+import subprocess
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from airrep import __version__
+
+LIBRARIES = ("torch", "transformers", "numpy", "scipy")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of this package and the libraries that decide its numbers."""
+    return {"airrep": __version__} | {name: _version(name) for name in LIBRARIES}
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout this package runs from, "-dirty" added when files differ.
+
+    None when it does not run from a git checkout or git is not installed.
+    """
+    file = Path(__file__).resolve()
+    # An environment inside somebody else's checkout is not ours: this very file must be tracked.
+    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Writes JSON so that a reader, or a crash, sees the old file or the new one, never a part."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode("utf-8", "surrogatepass"))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Writes a file under a temporary name in its folder, fsyncs it and renames it.
+
+    The temporary name ends in ".tmp" and is this call's own, so several processes may write the
+    same path: the last rename wins. On an OSError the temporary file is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,203 @@
+"""Questions to a trained encoder: embeddings, helpful and harmful examples, candidate sets."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airrep.attributors.airrep import AirRepAttributor
+from airrep.examples import Example, InputError
+from airrep.reading import read_examples
+from airrep.stages import pick_device
+from airrep.weights import resolve_model
+
+SHOWN = 100  # characters of a text in a printed line
+
+
+def encode(
+    encoder: str,
+    examples: str,
+    output: str,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Writes a safetensors file: `embeddings` (examples, d) float32 in the examples' order, and
+    `ids` as the bytes of a JSON list. Prints where.
+    """
+    from safetensors.numpy import save_file
+
+    from airrep.attributor import pack_text
+    from airrep.encoder import AirRepEncoder
+
+    path = _writable(output, ".safetensors")
+    rows = read_examples(examples)
+    model = AirRepEncoder.from_pretrained(resolve_model(encoder)).to(pick_device(device))
+    embeddings = model.encode(rows, batch_size=batch_size, show_progress=True).numpy()
+    ids = pack_text([example.id for example in rows])
+    save_file({"embeddings": embeddings, "ids": ids}, path)
+    print(f"{path}: {len(rows)} embeddings of {embeddings.shape[1]} numbers")
+
+
+def rank(
+    encoder: str,
+    examples: str,
+    targets: str,
+    top_k: int = 10,
+    output: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Prints or writes (.jsonl, a line a target) the `top_k` examples at either end.
+
+    A higher score means more helpful: training on the example is expected to lower the target's
+    loss.
+    """
+    path = None if output is None else _writable(output, ".jsonl")
+    pool, wanted = read_examples(examples), read_examples(targets)
+    attributor = _fit(encoder, pool, batch_size, device)
+    ranking = attributor.rank(wanted, top_k)
+    lines = []
+    for row, target in enumerate(wanted):
+        ends = {
+            "helpful": _found(pool, ranking.helpful_rows[row], ranking.helpful_scores[row]),
+            "harmful": _found(pool, ranking.harmful_rows[row], ranking.harmful_scores[row]),
+        }
+        lines.append({"target": target.id} | ends)
+        if path is None:
+            _print_ranking(target, pool, ends)
+    if path is not None:
+        _write_lines(path, lines)
+
+
+def score(
+    encoder: str,
+    examples: str,
+    targets: str,
+    subsets: str,
+    output: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Ranks candidate training sets by how much training on each is expected to help targets.
+
+    Prints the ranking, or writes a line a candidate with its score for every target, best first.
+    """
+    path = None if output is None else _writable(output, ".jsonl")
+    pool, wanted = read_examples(examples), read_examples(targets)
+    candidates = _read_candidates(subsets, {example.id: row for row, example in enumerate(pool)})
+    attributor = _fit(encoder, pool, batch_size, device)
+    scores = attributor.score_subsets(wanted, list(candidates.values()))
+    # Targets differ in scale: a mean of z-scores lets each of them count the same.
+    spread = scores.std(axis=1, keepdims=True)
+    overall = (
+        (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    ).mean(0)
+    names = list(candidates)
+    order = np.argsort(-overall, kind="stable")
+    if path is not None:
+        by_target = [
+            {target.id: float(value) for target, value in zip(wanted, column, strict=True)}
+            for column in scores.T
+        ]
+        _write_lines(
+            path,
+            [
+                {"name": names[row], "score": float(overall[row]), "targets": by_target[row]}
+                for row in order
+            ],
+        )
+        return
+    print("mean z-score over targets, higher = more helpful")
+    for place, row in enumerate(order, start=1):
+        print(f"{place:4d}  {overall[row]:+.3f}  {names[row]}")
+
+
+def _fit(encoder: str, pool: Sequence[Example], batch_size: int, device: str) -> AirRepAttributor:
+    attributor = AirRepAttributor(
+        resolve_model(encoder),
+        batch_size=batch_size,
+        device=pick_device(device),
+        show_progress=True,
+    )
+    return attributor.fit(pool)
+
+
+def _found(pool: Sequence[Example], rows: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"id": pool[row].id, "score": float(score)} for row, score in zip(rows, scores, strict=True)
+    ]
+
+
+def _print_ranking(
+    target: Example, pool: Sequence[Example], ends: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    texts = {example.id: example for example in pool}
+    print(f"\n{target.id}: {_line(target)}")
+    for end, found in ends.items():
+        print(f"  most {end}")
+        for row in found:
+            print(f"    {row['score']:+.3f}  {row['id']}: {_line(texts[row['id']])}")
+
+
+def _line(example: Example) -> str:
+    text = " ".join(f"{example.prompt} -> {example.response}".split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _read_candidates(source: str, rows: Mapping[str, int]) -> dict[str, np.ndarray]:
+    files = [Path(part.strip()) for part in source.split(",")]
+    if len(files) == 1 and files[0].suffix == ".jsonl":
+        lines = _read_lines(files[0])
+        if lines and all("ids" in line for _, line in lines):
+            return {
+                str(line.get("name", f"subset-{number}")): _rows(place, line["ids"], rows)
+                for number, (place, line) in enumerate(lines)
+            }
+    return {
+        str(file): _rows(str(file), [example.id for example in read_examples(file)], rows)
+        for file in files
+    }
+
+
+def _read_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the path.")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if text.strip():
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise InputError(f"{path} line {number} is not JSON ({error}).") from None
+            if not isinstance(line, Mapping):
+                raise InputError(f"{path} line {number} is not an object.")
+            lines.append((f"{path} line {number}", line))
+    return lines
+
+
+def _rows(place: str, ids: Any, rows: Mapping[str, int]) -> np.ndarray:
+    if not isinstance(ids, list) or not ids:
+        raise InputError(f"{place} has no list of ids; give at least one id of the pool.")
+    unknown = [name for name in ids if str(name) not in rows]
+    if unknown:
+        raise InputError(
+            f"{place} names {len(unknown)} ids that are not in the pool (first: {unknown[0]!r})."
+        )
+    return np.asarray([rows[str(name)] for name in ids], dtype=np.int64)
+
+
+def _writable(output: str, suffix: str) -> Path:
+    """The path to write, checked before the slow work: its suffix and its folder."""
+    path = Path(output)
+    if path.suffix != suffix:
+        raise InputError(f"The output {path} must end in {suffix}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {text.count(chr(10))} lines")

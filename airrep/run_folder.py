@@ -1,0 +1,58 @@
+"""The folder of one run: which file is where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from airrep.examples import Example, InputError
+from airrep.label_store import LabelStore
+from airrep.reading import read_examples
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder, and what is read from them."""
+
+    path: Path
+
+    @property
+    def pool_file(self) -> Path:
+        return self.path / "pool.jsonl"
+
+    def targets_file(self, split: str) -> Path:
+        """`split` is "train" or "test"."""
+        return self.path / f"{split}_targets.jsonl"
+
+    def labels(self, split: str) -> Path:
+        return self.path / f"{split}_labels"
+
+    @property
+    def encoder(self) -> Path:
+        return self.path / "encoder"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def page_file(self) -> Path:
+        return self.path / "index.html"
+
+    def scores_file(self, method: str) -> Path:
+        return self.path / "scores" / f"{method}.npy"
+
+    def read_pool(self) -> list[Example]:
+        return self._read(self.pool_file)
+
+    def read_targets(self, split: str) -> list[Example]:
+        return self._read(self.targets_file(split))
+
+    def open_labels(self, split: str) -> LabelStore:
+        """The store of a split; raises InputError naming the command that makes it."""
+        if not self.labels(split).is_dir():
+            raise InputError(f"{self.labels(split)} is not there yet; run `airrep labels` first.")
+        return LabelStore.open(self.labels(split))
+
+    def _read(self, path: Path) -> list[Example]:
+        if not path.is_file():
+            raise InputError(f"{path} is not there yet; run `airrep subsets` first.")
+        return read_examples(path)

@@ -1,0 +1,192 @@
+"""The stages of a run, from its configuration: subsets, labels, train, evaluate, report.
+
+Each stage reads the run's folder and adds to it; one that has nothing left to do says so.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from airrep.config import RunConfig
+from airrep.examples import InputError, lm_template, tokenize_examples
+from airrep.label_store import LabelStore
+from airrep.run_folder import RunFolder
+from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
+
+
+def pick_device(device: str) -> str:
+    """The device to use; "auto" is a GPU where there is one. Raises InputError for a wrong one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used here: {reason}") from None
+    return device
+
+
+def make_subsets(config: RunConfig) -> dict[str, LabelStore]:
+    """Writes the pool, the targets and the subset plans into the run's folder."""
+    return _prepare(config)[1]
+
+
+def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
+    data = read_run_data(config)
+    stores = create_stores(config, data)
+    for split in SPLITS:
+        sizes = [len(subset) for subset in data.subsets[split]]
+        print(
+            f"{split}: {len(sizes)} subsets of {_range(sizes)} out of {len(data.pool)} examples, "
+            f"{len(data.targets[split])} targets"
+        )
+    return data, stores
+
+
+def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> None:
+    """Fine-tunes the language model on every subset that has no label yet."""
+    from airrep.lm import load_lm
+    from airrep.weights import plain_weights, resolve_model
+    from data_builders.finetune import FineTuner
+    from data_builders.labels import LabelJob
+    from data_builders.labels import make_labels as make
+
+    config.recipe.check()
+    data, stores = _prepare(config)
+    train, test = data.targets["train"], data.targets["test"]
+    jobs = [
+        LabelJob(stores["train"], np.arange(len(train))),
+        LabelJob(stores["test"], len(train) + np.arange(len(test)), config.subsets.repeats),
+    ]
+    if config.imported is not None:
+        jobs = []  # whatever is missing in imported labels stays missing
+
+    def tuner() -> FineTuner:
+        device = pick_device(config.device)
+        model, tokenizer = load_lm(plain_weights(resolve_model(config.lm)), device)
+        template = lm_template(tokenizer, config.recipe.template)
+        pool, targets = (
+            tokenize_examples(examples, tokenizer, template, config.recipe.max_length)
+            for examples in (data.pool, [*train, *test])
+        )
+        return FineTuner(model, pool, targets, config.recipe, True, config.seed)
+
+    made = make(jobs, tuner, config.seed, shard)
+    if merge:
+        for store in stores.values():
+            store.merge()
+    for split, store in stores.items():
+        print(f"{split} labels: {len(store.done())} of {len(store.subsets)} are there")
+    again = len(stores["test"].done(repeat=1))
+    print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
+
+
+def train(config: RunConfig) -> None:
+    """Trains the encoder on the training labels that exist."""
+    from accelerate import Accelerator
+
+    from airrep.encoder import AirRepEncoder
+    from airrep.trainer import train_encoder
+    from airrep.weights import resolve_model
+
+    folder = RunFolder(Path(config.output))
+    store = folder.open_labels("train")
+    labels = store.read()
+    missing = len(store.subsets) - len(labels.subsets)
+    accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
+    if missing and accelerator.is_main_process:
+        print(f"{missing} of {len(store.subsets)} training labels are missing; training without")
+    encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
+    result = train_encoder(
+        encoder,
+        folder.read_pool(),
+        folder.read_targets("train"),
+        labels,
+        config.train,
+        folder.path,
+        accelerator,
+    )
+    if accelerator.is_main_process:
+        best = max(row["validation_lds"] for row in result.history if "validation_lds" in row)
+        print(
+            f"{folder.encoder}: best at step {result.best_step}, "
+            f"LDS {best:.3f} on held-out training subsets and targets"
+        )
+
+
+def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
+    """Compares the methods (a,b,c; those configured when None) on the test labels.
+
+    Writes results.json and the scores.
+    """
+    from airrep.attributors import make_attributor
+    from airrep.evaluation import evaluate as run
+    from airrep.provenance import write_json_atomic
+    from airrep.weights import resolve_model
+
+    folder = RunFolder(Path(config.output))
+    store = folder.open_labels("test")
+    labels, again = store.read(), store.read(repeat=1)
+    if not len(labels.subsets):
+        raise InputError(f"{store.path} has no labels yet; run `airrep labels` first.")
+    device = pick_device(config.device)
+    arguments: dict[str, dict[str, Any]] = {
+        "airrep": {"encoder": folder.encoder, "device": device},
+        "embedding": {"encoder": resolve_model(config.encoder), "device": device},
+        "random": {"seed": config.seed},
+    }
+    names = config.evaluate.methods if methods is None else methods.split(",")
+    if "airrep" in names and not folder.encoder.is_dir():
+        raise InputError(f"{folder.encoder} is not there yet; run `airrep train` first.")
+    results, scores = run(
+        {name: make_attributor(name, **arguments.get(name, {})) for name in names},
+        folder.read_pool(),
+        folder.read_targets("test"),
+        labels,
+        benchmark=config.name or folder.path.name,
+        repeat_labels=again if len(again.subsets) > 1 else None,
+        draws=config.evaluate.draws,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        show_progress=True,
+    )
+    for name, matrix in scores.items():
+        folder.scores_file(name).parent.mkdir(exist_ok=True)
+        np.save(folder.scores_file(name), matrix.astype(np.float32))
+    write_json_atomic(folder.results_file, results)
+    return results
+
+
+def report(config: RunConfig) -> Path:
+    """Writes the run's page from results.json and the scores; returns its path."""
+    from airrep.report import write_report
+
+    folder = RunFolder(Path(config.output))
+    try:
+        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder.results_file} is not there yet; run `airrep evaluate` first."
+        ) from None
+    scores = {
+        row["name"]: np.load(folder.scores_file(row["name"]), allow_pickle=False)
+        for row in results["methods"]
+    }
+    write_report(
+        folder.page_file,
+        results,
+        folder.read_pool(),
+        folder.read_targets("test"),
+        folder.open_labels("test").read(),
+        scores,
+    )
+    return folder.page_file
+
+
+def _range(sizes: list[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return str(low) if low == high else f"{low} to {high}"

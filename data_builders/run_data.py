@@ -1,0 +1,215 @@
+"""What a run is about: its pool, its targets and its subset plans, from the configuration."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airrep.config import DataConfig, RunConfig
+from airrep.examples import Example, InputError, fingerprint_examples, write_examples
+from airrep.label_store import LabelStore, import_npz
+from airrep.reading import read_examples
+from airrep.run_folder import RunFolder
+from airrep.weights import fingerprint_weights, resolve_model
+from data_builders.subsets import make_plan, split_targets
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The pool, and the targets and the subsets (int64 pool rows) of each split."""
+
+    pool: list[Example]
+    targets: Mapping[str, list[Example]]
+    subsets: Mapping[str, Sequence[np.ndarray]]
+
+
+def read_run_data(config: RunConfig) -> RunData:
+    """Reads or makes the examples and draws the subsets; targets are never inside a subset.
+
+    Raises InputError when the configuration names no data, or data that do not fit together.
+    """
+    if config.imported is not None:
+        return _imported_data(config)
+    pool, targets = _pool_and_targets(config)
+    ids = {example.id for example in pool}
+    _refuse_overlap(ids, targets)
+    train = _plan(config, len(pool), config.subsets.train, stream=0)
+    test = _plan(config, len(pool), config.subsets.test, stream=1, known=train)
+    return RunData(pool, targets, {"train": train, "test": test})
+
+
+def create_stores(config: RunConfig, data: RunData) -> dict[str, LabelStore]:
+    """Makes the run's folder with its examples and empty label stores, or opens what is there.
+
+    Raises InputError, before anything is written, when the folder holds labels of other data,
+    another model or another recipe.
+    """
+    folder = RunFolder(Path(config.output))
+    if config.imported is None:
+        model = resolve_model(config.lm)
+        lm, recipe = fingerprint_weights(model), config.recipe.fingerprint()
+        about: dict[str, Any] = {"lm": config.lm, "recipe": config.recipe.relevant()}
+    else:
+        # Whoever made them knows the model and the recipe; the files stand for both here.
+        lm = recipe = _digest(config.imported.train, config.imported.test)
+        about = {"lm": "of the imported labels", "recipe": asdict(config.imported)}
+    stores = {}
+    for split in SPLITS:
+        fingerprint = {
+            "examples": fingerprint_examples(data.pool),
+            "targets": fingerprint_examples(data.targets[split]),
+            "lm": lm,
+            "recipe": recipe,
+            "seed": hashlib.sha256(str(config.seed).encode()).hexdigest(),
+        }
+        about = about | {
+            "examples": f"{len(data.pool)} examples",
+            "targets": f"{len(data.targets[split])} {split} targets",
+            "plan": f"{len(data.subsets[split])} {split} subsets",
+            "seed": config.seed,
+        }
+        stores[split] = _create_store(config, folder, split, fingerprint, about, data)
+    write_examples(folder.pool_file, data.pool)
+    for split in SPLITS:
+        write_examples(folder.targets_file(split), data.targets[split])
+    return stores
+
+
+def _create_store(
+    config: RunConfig,
+    folder: RunFolder,
+    split: str,
+    fingerprint: Mapping[str, str],
+    about: Mapping[str, Any],
+    data: RunData,
+) -> LabelStore:
+    path = folder.labels(split)
+    if config.imported is not None:
+        return import_npz(getattr(config.imported, split), path, fingerprint, about)
+    return LabelStore.create(
+        path, fingerprint, data.subsets[split], len(data.targets[split]), about
+    )
+
+
+def _pool_and_targets(config: RunConfig) -> tuple[list[Example], dict[str, list[Example]]]:
+    data = config.data
+    if (data.corpus is None) == (data.examples is None):
+        raise InputError(
+            "The configuration must name either data.examples (a file, folder or hub id) or "
+            f"data.corpus (the demo corpus), and names {'none' if data.corpus is None else 'both'}."
+        )
+    if data.corpus is not None:
+        from data_builders.corpora import make_corpus
+
+        corpus = make_corpus(**asdict(data.corpus), seed=config.seed)
+        pool, targets = corpus.pool, corpus.targets
+    else:
+        pool = _read(data, data.examples)
+        if data.targets is not None:
+            targets = _read(data, data.targets)
+        else:
+            pool, targets = _draw_targets(pool, data.target_count, config.seed)
+    if data.test_targets is not None:
+        return pool, {"train": targets, "test": _read(data, data.test_targets)}
+    if not 0 < data.test_share < 1:
+        raise InputError(f"data.test_share is {data.test_share}; give a share between 0 and 1.")
+    shares = {"train": 1 - data.test_share, "test": data.test_share}
+    rows = split_targets(len(targets), shares, config.seed)
+    return pool, {split: [targets[row] for row in rows[split]] for split in SPLITS}
+
+
+def _draw_targets(
+    examples: list[Example], count: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    if not 0 < count < len(examples):
+        raise InputError(
+            f"data.target_count is {count}, of {len(examples)} examples; leave some for the pool, "
+            "or name a file of targets in data.targets."
+        )
+    drawn = set(np.random.default_rng([seed, 2]).permutation(len(examples))[:count].tolist())
+    pool = [example for row, example in enumerate(examples) if row not in drawn]
+    return pool, [examples[row] for row in sorted(drawn)]
+
+
+def _plan(
+    config: RunConfig, pool_size: int, count: int, stream: int, known: Sequence[np.ndarray] = ()
+) -> list[np.ndarray]:
+    subsets = config.subsets
+    return make_plan(
+        range(pool_size),
+        count,
+        size=subsets.size,
+        fraction=subsets.fraction,
+        kind=subsets.kind,
+        seed=2 * config.seed + stream,
+        exclude_plans=[known],
+    )
+
+
+def _imported_data(config: RunConfig) -> RunData:
+    """The data of labels made elsewhere, whose subsets are rows of data.examples."""
+    assert config.imported is not None
+    data = config.data
+    if data.examples is None or data.test_targets is None:
+        raise InputError(
+            "imported labels need data.examples (the pool they are rows of) and data.test_targets."
+        )
+    pool, test = _read(data, data.examples), _read(data, data.test_targets)
+    rows = _npz_array(config.imported.train, "target_rows")
+    subsets = {
+        "train": _npz_array(config.imported.train, "subsets"),
+        "test": _npz_array(config.imported.test, "subsets"),
+    }
+    for split, found in (("train", rows), *subsets.items()):
+        if found.min() < 0 or found.max() >= len(pool):
+            raise InputError(
+                f"The imported {split} labels name row {found.max()}, but {data.examples} has "
+                f"{len(pool)} examples; they belong to another file."
+            )
+    inside = np.intersect1d(rows, subsets["train"])
+    if len(inside):
+        raise InputError(
+            f"Row {inside[0]} of {data.examples} is a target and inside a subset; "
+            "its loss would be that of training on it."
+        )
+    return RunData(pool, {"train": [pool[row] for row in rows], "test": test}, subsets)
+
+
+def _npz_array(path: str, key: str) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[key], dtype=np.int64)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; check `imported` in the config.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no .npz file with an array {key!r} ({error}).") from None
+
+
+def _refuse_overlap(pool_ids: set[str], targets: Mapping[str, Sequence[Example]]) -> None:
+    seen: dict[str, str] = {}
+    for split, examples in targets.items():
+        for example in examples:
+            where = "the pool" if example.id in pool_ids else seen.get(example.id)
+            if where:
+                raise InputError(
+                    f"The {split} target {example.id!r} is also among {where}; give targets ids "
+                    "of their own and keep them out of the pool."
+                )
+            seen[example.id] = f"the {split} targets"
+
+
+def _read(data: DataConfig, source: str) -> list[Example]:
+    return read_examples(source, data.columns, data.split)
+
+
+def _digest(*paths: str) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

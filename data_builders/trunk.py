@@ -1,0 +1,195 @@
+"""The frozen lower part of a language model, run once: its activations stand for it afterwards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from airrep.examples import InputError, TokenizedExample, length_sorted_batches, pad
+
+BATCH = 32
+TOLERANCE = 1e-3
+
+
+class Trunk:
+    """Cuts a causal LM in place: its first blocks give back activations stored for each example.
+
+    Only the last blocks and the final norm are trained afterwards. Memory: tokens x hidden size
+    x 4 bytes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: int,
+        examples: Sequence[TokenizedExample],
+        show_progress: bool = False,
+    ) -> None:
+        """Runs the trunk over the examples and cuts the model above `layers` blocks.
+
+        Raises InputError when the model has too few blocks, or when the cut model does not
+        compute what the whole one does (an architecture this does not fit).
+        """
+        holder, name = find_blocks(model)
+        blocks = getattr(holder, name)
+        if not 1 <= layers <= len(blocks):
+            raise InputError(
+                f"recipe.layers is {layers}, but {type(model).__name__} has {len(blocks)} blocks; "
+                f"give 1 to {len(blocks)}."
+            )
+        self.device = next(model.parameters()).device
+        self.lengths = np.asarray([len(example) for example in examples])
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        stored = _StoredActivations(blocks[0])
+        whole = self._probe(model, examples)
+        self.activations = self._run(model, blocks, layers, examples, show_progress)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        kept = list(blocks[len(blocks) - layers :])
+        # The blocks keep their number, since masks and rotary tables are looked up by it.
+        passing = [_Passing(block) for block in blocks[1 : len(blocks) - layers]]
+        if len(blocks) > layers:
+            setattr(holder, name, nn.ModuleList([stored, *passing, *kept]))
+        self.stored = stored
+        for module in (*kept, *_norms_above(model, holder, name)):
+            module.requires_grad_(True)
+        self._check(model, examples, whole)
+
+    def put(self, rows: np.ndarray, length: int) -> None:
+        """Sets the activations of the next forward pass: the rows' examples padded to `length`."""
+        positions = np.arange(length)
+        # Padding repeats the last token: no real token looks at it.
+        inside = np.minimum(positions, self.lengths[rows][:, None] - 1)
+        index = torch.from_numpy(self.offsets[rows][:, None] + inside)
+        self.stored.hidden = self.activations[index]
+
+    def _run(
+        self,
+        model: nn.Module,
+        blocks: nn.ModuleList,
+        layers: int,
+        examples: Sequence[TokenizedExample],
+        show_progress: bool,
+    ) -> torch.Tensor:
+        """Activations (tokens, hidden) that enter the first trained block."""
+        caught: list[torch.Tensor] = []
+
+        def catch(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+            raise _Enough
+
+        total = torch.empty(0)
+        batches = length_sorted_batches(self.lengths, BATCH)
+        bar = tqdm(total=len(examples), desc="frozen layers", disable=not show_progress)
+        hook = blocks[len(blocks) - layers].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            for rows in batches:
+                ids, real = pad([examples[row] for row in rows], pad_id=0)
+                caught.clear()
+                _forward(model, ids.to(self.device))
+                hidden = caught[0]
+                if not len(total):
+                    total = hidden.new_empty(int(self.offsets[-1]), hidden.shape[-1])
+                for row, states in zip(rows, hidden, strict=True):
+                    total[self.offsets[row] : self.offsets[row + 1]] = states[: self.lengths[row]]
+                bar.update(len(rows))
+        finally:
+            hook.remove()
+            bar.close()
+        return total
+
+    def _probe(
+        self, model: nn.Module, examples: Sequence[TokenizedExample]
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """A few examples and the whole model's last logits for them, to compare the cut with."""
+        rows = np.arange(min(2, len(examples)))
+        ids, _ = pad([examples[row] for row in rows], pad_id=0)
+        logits = _forward(model, ids.to(self.device))
+        return rows, _last_logits(logits, self.lengths[rows])
+
+    def _check(
+        self,
+        model: nn.Module,
+        examples: Sequence[TokenizedExample],
+        whole: tuple[np.ndarray, torch.Tensor],
+    ) -> None:
+        rows, expected = whole
+        ids, _ = pad([examples[row] for row in rows], pad_id=0)
+        self.put(rows, ids.shape[1])
+        found = _last_logits(_forward(model, ids.to(self.device)), self.lengths[rows])
+        worst = float((found - expected).abs().max() / expected.abs().max())
+        if not worst < TOLERANCE:
+            raise InputError(
+                f"{type(model).__name__} does not compute the same when its lower blocks are "
+                f"replaced by stored activations (relative difference {worst:.1e}); "
+                'use recipe.train "lora" or "all".'
+            )
+
+
+class _Enough(Exception):
+    """The wanted activations are caught: the rest of the forward pass need not run."""
+
+
+class _Passing(nn.Module):
+    """Stands where a frozen block stood: passes on what it gets."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(block, "attention_type", None)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
+class _StoredActivations(_Passing):
+    """Stands where the first block stood: gives the stored activations instead of its input."""
+
+    hidden: torch.Tensor
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.hidden
+
+
+def find_blocks(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the model's transformer blocks, and the name they have in it.
+
+    Raises InputError when there is no list of as many modules as the configuration has layers.
+    """
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return module, name
+    raise InputError(
+        f'{type(model).__name__} has no list of {count} blocks; use recipe.train "lora" or "all".'
+    )
+
+
+def _norms_above(model: nn.Module, holder: nn.Module, blocks: str) -> list[nn.Module]:
+    """The norm between the last block and the head: children behind the blocks, with weights."""
+    names = [name for name, _ in holder.named_children()]
+    behind = names[names.index(blocks) + 1 :]
+    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
+    return [
+        child
+        for name in behind
+        if id(child := getattr(holder, name)) not in embeddings
+        and "norm" in type(child).__name__.lower()
+    ]
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, ids: torch.Tensor) -> torch.Tensor | None:
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    except _Enough:
+        return None
+
+
+def _last_logits(logits: torch.Tensor | None, lengths: np.ndarray) -> torch.Tensor:
+    assert logits is not None
+    rows = torch.arange(len(lengths))
+    return logits[rows, torch.from_numpy(lengths - 1)]

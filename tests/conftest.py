@@ -1,0 +1,31 @@
+"""What several test files share: tiny models in folders, and where the minimix data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_lm import save_tiny_lm
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMIX = Path(os.environ.get("AIRREP_MINIMIX", ROOT.parent / "shared" / "minimix"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if (MINIMIX / "train.jsonl").is_file():
+        return
+    absent = pytest.mark.skip(reason=f"no minimix data in {MINIMIX}; set AIRREP_MINIMIX")
+    for item in items:
+        if item.get_closest_marker("minimix"):
+            item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def minimix() -> Path:
+    """The folder of the minimix data; mark tests that use it with `minimix`."""
+    return MINIMIX
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny causal language model and its tokenizer; do not write into it."""
+    return save_tiny_lm(tmp_path_factory.mktemp("models") / "tiny-lm")

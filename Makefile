@@ -14,6 +14,8 @@ help: ## list the targets
 # The stamp comes last: an install that failed or was stopped starts again.
 $(INSTALLED): pyproject.toml constraints.txt
 	rm -f $@
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+		"Python 3.11 or newer is needed; run for example: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[baselines,report,demo,test]'

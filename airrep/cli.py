@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -25,7 +25,16 @@ _STAGES = {
     "evaluate": "compare attribution methods by LDS on held-out subsets and targets",
     "report": "write results.json as one self-contained page",
 }
-_QUERIES = {
+_STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "labels": {
+        "shard": {"default": "1/1", "help": "i/n: make the i-th of n parts only (job arrays)"},
+        "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
+    },
+    "evaluate": {
+        "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
+    },
+}
+_QUERIES: dict[str, tuple[Callable[..., None], str]] = {
     "encode": (queries.encode, "write the embeddings of examples"),
     "rank": (queries.rank, "the training examples that help and harm each target most"),
     "score": (queries.score, "rank candidate training sets by how much they help targets"),
@@ -59,8 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"airrep: {_sentence(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output has enough (`airrep rank ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if debug or error.filename is None and error.errno is None:
+        if debug or error.errno is None:
             raise
         print(f"airrep: {_disk_sentence(error)}", file=sys.stderr)
         return 2
@@ -70,9 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough (`airrep rank ... | head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -81,6 +90,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="airrep",
         exit_on_error=False,
+        allow_abbrev=False,
         version=__version__,
         description="Which training examples made a language model better or worse at this?",
         epilog="--debug shows where an error came from.",
@@ -88,26 +98,19 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", required=True, metavar="command")
     for name, what in _STAGES.items():
         stage = ArgumentParser(
-            exit_on_error=False, description=f"airrep {name}: {what}. {_RUN_HELP}"
+            exit_on_error=False,
+            allow_abbrev=False,
+            description=f"airrep {name}: {what}. {_RUN_HELP}",
         )
         stage.add_argument("--config", action="config", help="YAML file; see configs/")
-        if name == "labels":
-            stage.add_argument(
-                "--shard", default="1/1", help="make the i-th of n parts only, for job arrays: i/n"
-            )
-            stage.add_argument(
-                "--merge", action="store_true", help="put all labels into one file afterwards"
-            )
-        if name == "evaluate":
-            stage.add_argument(
-                "--methods",
-                default=None,
-                help="methods to compare, in place of the configured: a,b,c",
-            )
+        for flag, options in _STAGE_FLAGS.get(name, {}).items():
+            stage.add_argument(f"--{flag}", **options)
         stage.add_class_arguments(RunConfig)
         commands.add_subcommand(name, stage, help=what)
     for name, (function, what) in _QUERIES.items():
-        query = ArgumentParser(exit_on_error=False, description=f"airrep {name}: {what}.")
+        query = ArgumentParser(
+            exit_on_error=False, allow_abbrev=False, description=f"airrep {name}: {what}."
+        )
         query.add_argument("--config", action="config", help="YAML file with these flags")
         for parameter in inspect.signature(function).parameters.values():
             flag = parameter.name.replace("_", "-")
@@ -125,7 +128,7 @@ def _run(command: str, values: dict[str, Any]) -> None:
     if command in _QUERIES:
         _QUERIES[command][0](**values)
         return
-    extra = {key: values.pop(key) for key in ("shard", "merge", "methods") if key in values}
+    extra = {key: values.pop(key) for key in _STAGE_FLAGS.get(command, {})}
     config = RunConfig(**values)
     if command == "subsets":
         stages.make_subsets(config)

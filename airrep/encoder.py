@@ -98,9 +98,10 @@ class AirRepEncoder(PreTrainedModel):
             )
             arguments = {"dtype": torch.float32, **kwargs, "use_safetensors": True}
             arguments.setdefault("key_mapping", {r"^bert\.": "base."})  # published names
-            encoder, about = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 str(source), *args, config=config, output_loading_info=True, **arguments
             )
+        encoder, about = loaded
         if about["missing_keys"]:
             raise InputError(
                 f"{source} lacks {len(about['missing_keys'])} of an AirRep encoder's weights "

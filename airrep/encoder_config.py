@@ -9,6 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
@@ -74,17 +76,20 @@ def new_base(config: AirRepConfig) -> PreTrainedModel:
 
 def base_loader(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
     """The auto class for this architecture and the arguments that leave its pooler out."""
-    if getattr(config, "is_encoder_decoder", False):
-        if type(config) not in AutoModelForTextEncoding._model_mapping:
-            raise InputError(
-                f"{config.model_type!r} is an encoder-decoder without an encoder of its own; "
-                "use a text encoder such as thenlper/gte-small."
-            )
-        return AutoModelForTextEncoding, {}
-    if type(config) not in AutoModel._model_mapping:
+    kind = type(config)
+    if kind in MODEL_FOR_TEXT_ENCODING_MAPPING:  # T5's encoder without its decoder
+        loader, model_class = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING[kind]
+    elif getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{config.model_type!r} is an encoder-decoder without an encoder of its own; "
+            "use a text encoder such as thenlper/gte-small."
+        )
+    elif kind in MODEL_MAPPING:
+        loader, model_class = AutoModel, MODEL_MAPPING[kind]
+    else:  # the user's own remote code
         return AutoModel, {}
-    accepted = inspect.signature(AutoModel._model_mapping[type(config)].__init__).parameters
-    return AutoModel, {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
+    accepted = inspect.signature(model_class).parameters
+    return loader, {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
 
 
 def most_tokens(base: PreTrainedModel, tokenizer: Any) -> int:

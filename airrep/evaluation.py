@@ -83,7 +83,9 @@ def evaluate(
         "subsets": len(subsets),
         "pool": len(pool),
         "missing_losses": int((~np.isfinite(labels.losses)).sum()),
-        "constant_label_targets": _constant_rows(labels.losses),
+        "constant_label_targets": sum(
+            len(np.unique(row[np.isfinite(row)])) < 2 for row in labels.losses
+        ),
         "draws": draws,
         "seed": seed,
         "noise_ceiling": _ceiling(labels, repeat_labels, draws, ceiling_rng),
@@ -284,15 +286,8 @@ def _ceiling(
             )
     losses, again_losses = labels.losses[:, first], repeats.losses[:, second]
     low, high = bootstrap_ceiling(losses, again_losses, draws, rng)
-    return {
-        **noise_ceiling(losses, again_losses),
-        "ci95": [low, high],
-        "subsets": len(numbers),
-    }
-
-
-def _constant_rows(losses: np.ndarray) -> int:
-    return sum(len(np.unique(row[np.isfinite(row)])) < 2 for row in losses)
+    ceiling = noise_ceiling(losses, again_losses)
+    return {**ceiling, "ci95": [low, high], "subsets": len(numbers)}
 
 
 def _finite_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,14 +38,11 @@ def load_lm(
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be loaded as a causal language model: {reason}") from error
-    for holder in (model, model.config):
-        if hasattr(holder, "quantization_config"):
-            del holder.quantization_config
-    model.is_quantized = False
-    # Without this, save_pretrained would try to write the weights back in GGUF's types.
-    model.hf_quantizer = None
-    model.config.use_cache = False
-    return model.to(device).eval(), tokenizer
+    if hasattr(model.config, "quantization_config"):
+        # The weights are plain now; with these, save_pretrained would refuse or quantise again.
+        del model.config.quantization_config
+        model.is_quantized, model.hf_quantizer = False, None  # type: ignore[assignment]
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

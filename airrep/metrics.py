@@ -37,7 +37,8 @@ def resampled_lds(
 
     Takes one (T, M) array of subset scores a method, and losses (T, M). Returns (methods, draws)
     under "targets", "subsets" and "both", by what is drawn with replacement. Ranks are recomputed
-    in every resample; a subset drawn twice ties with itself. The difference of two rows is a
+    in every resample; a subset drawn twice ties with itself, which pulls a resample's rho towards
+    0 by about 1 part in M. The difference of two rows is a
     paired bootstrap. Raises InputError for shapes that differ and fewer than one draw.
     """
     pairs = [_paired(one, losses) for one in scores]
@@ -85,7 +86,7 @@ def paired_bootstrap(
 
 def interval(drawn: ArrayLike) -> tuple[float, float]:
     """The 95% percentile interval of values from resamples."""
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.asarray(drawn, dtype=float), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -160,7 +161,9 @@ def _standing(row: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return len(row) - upper, upper - np.searchsorted(ordered, values, side="left")
 
 
-def _with_proponents(scores: ArrayLike, proponents: Sequence[ArrayLike]):
+def _with_proponents(
+    scores: ArrayLike, proponents: Sequence[ArrayLike]
+) -> list[tuple[np.ndarray, np.ndarray]]:
     scores = np.asarray(scores)
     if scores.ndim != 2 or len(scores) != len(proponents):
         raise InputError(

@@ -33,7 +33,8 @@ def encode(
 
     path = _writable(output, ".safetensors")
     rows = read_examples(examples)
-    model = AirRepEncoder.from_pretrained(resolve_model(encoder)).to(pick_device(device))
+    model = AirRepEncoder.from_pretrained(resolve_model(encoder))
+    model.to(pick_device(device))  # type: ignore[arg-type]
     embeddings = model.encode(rows, batch_size=batch_size, show_progress=True).numpy()
     ids = pack_text([example.id for example in rows])
     save_file({"embeddings": embeddings, "ids": ids}, path)

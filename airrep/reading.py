@@ -112,8 +112,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 place = f"{path} line {reader.line_num}"
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{place} does not have the header's {len(reader.fieldnames or ())} fields; "
-                        "put text with commas, quotes or line ends in quotes."
+                        f"{place} does not have the {len(reader.fieldnames or ())} fields of the "
+                        "header; put text with commas, quotes or line ends in quotes."
                     )
                 yield place, row
         except csv.Error as error:
@@ -232,10 +232,12 @@ def _text(place: str, column: str, value: Any) -> str:
         return ""
     if isinstance(value, str | int | float):
         text = str(value)
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise InputError(
-                f"{place} has half a surrogate pair in column {column!r}, which is no text; mend it."
-            )
+                f"{place} has text that UTF-8 cannot write in column {column!r} ({error}); mend it."
+            ) from None
         return text
     raise InputError(f"{place} has a {type(value).__name__} in column {column!r}; give text.")
 

@@ -1,14 +1,15 @@
 """One self-contained page from an evaluation: what won, by how much, and which examples matter."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
@@ -16,6 +17,9 @@ from airrep.metrics import lds_per_target
 from airrep.pooling import attention_pool, membership
 from airrep.provenance import write_bytes_atomic
 from airrep.verdict import NOTES, key_figures, label, verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 TICK_STEPS = (0.05, 0.1, 0.2, 0.5)
@@ -37,7 +41,8 @@ def write_report(
     Shows the LDS of all methods with intervals and ceiling, cost and retrieval, predicted
     against measured losses, and for `target_count` targets, spread over the tasks, the
     `per_target` most helpful and most harmful examples of every method in full text.
-    Raises InputError when the parts do not belong together.
+    Needs jinja2 (`pip install airrep[report]`). Raises InputError when the parts do not belong
+    together.
     """
     _check(results, pool, targets, labels, scores)
     if target_count < 1 or per_target < 1:
@@ -109,6 +114,10 @@ def _check(
 
 
 def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise InputError("The page needs jinja2; run `pip install airrep[report]`.") from None
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -111,11 +111,12 @@ def train(config: RunConfig) -> None:
         accelerator,
     )
     if accelerator.is_main_process:
-        best = max(row["validation_lds"] for row in result.history if "validation_lds" in row)
-        print(
-            f"{folder.encoder}: best at step {result.best_step}, "
-            f"LDS {best:.3f} on held-out training subsets and targets"
+        held_out = (
+            "nothing was held out"
+            if result.validation_lds is None
+            else f"LDS {result.validation_lds:.3f} on held-out training subsets and targets"
         )
+        print(f"{folder.encoder}: the encoder of step {result.best_step}; {held_out}")
 
 
 def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:

@@ -77,12 +77,16 @@ def _title(overall: Mapping[str, Any], plain: Mapping[str, Any] | None) -> str:
     name, best = label(overall["method"]), label(overall["best_baseline"])
     if overall["wins"]:
         return f"{name} beats every baseline at predicting what training data does"
-    verb = "does worse than" if overall["ci95"][1] < 0 else "is not clearly better than"
     if plain is None or plain["best_baseline"] == overall["best_baseline"]:
-        return f"{name} {verb} {best}"
+        return f"{name} {_verb(overall)} {best}"
     if plain["wins"]:
-        return f"{name} beats every baseline that reads only text, but {verb} {best}"
-    return f"{name} {verb} {best}, nor does it clearly beat {label(plain['best_baseline'])}"
+        return f"{name} beats every baseline that reads only text, but {_verb(overall)} {best}"
+    other = label(plain["best_baseline"])
+    return f"{name} {_verb(overall)} {best} and {_verb(plain)} {other}"
+
+
+def _verb(comparison: Mapping[str, Any]) -> str:
+    return "does worse than" if comparison["ci95"][1] < 0 else "is not clearly better than"
 
 
 def _scene(results: Mapping[str, Any]) -> str:

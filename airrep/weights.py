@@ -67,7 +67,7 @@ def plain_weights(path: Path) -> Path:
         model, tokenizer = load_lm(path)
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root) as unfinished:
-            model.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)  # type: ignore[operator]
             tokenizer.save_pretrained(unfinished)
             try:
                 Path(unfinished).rename(copy)

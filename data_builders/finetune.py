@@ -48,8 +48,7 @@ class FineTuner:
         self.respond = ResponseModel(model)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.start = [parameter.detach().clone() for parameter in self.trained]
-        lengths = [len(example) for example in targets]
-        self.target_lengths = np.asarray(lengths)
+        self.target_lengths = np.asarray([len(example) for example in targets])
 
     def losses(
         self, subset: np.ndarray, target_rows: np.ndarray, generator: np.random.Generator
@@ -59,7 +58,7 @@ class FineTuner:
         return self.measure(target_rows)
 
     def measure(self, target_rows: np.ndarray) -> np.ndarray:
-        """Mean response loss (T,) float32, in nats, of the targets under the weights as they are."""
+        """Mean response loss (T,) float32, of the targets under the present weights."""
         losses = np.empty(len(target_rows), dtype=np.float32)
         with torch.inference_mode(), self._autocast():
             for rows in length_sorted_batches(self.target_lengths[target_rows], EVAL_BATCH):
@@ -123,7 +122,7 @@ def _with_adapters(model: nn.Module, recipe: Recipe, seed: int) -> nn.Module:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
+        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules="all-linear",
     )

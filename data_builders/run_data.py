@@ -109,6 +109,7 @@ def _pool_and_targets(config: RunConfig) -> tuple[list[Example], dict[str, list[
         corpus = make_corpus(**asdict(data.corpus), seed=config.seed)
         pool, targets = corpus.pool, corpus.targets
     else:
+        assert data.examples is not None
         pool = _read(data, data.examples)
         if data.targets is not None:
             targets = _read(data, data.targets)
@@ -177,7 +178,8 @@ def _imported_data(config: RunConfig) -> RunData:
             f"Row {inside[0]} of {data.examples} is a target and inside a subset; "
             "its loss would be that of training on it."
         )
-    return RunData(pool, {"train": [pool[row] for row in rows], "test": test}, subsets)
+    plans = {split: list(rows) for split, rows in subsets.items()}
+    return RunData(pool, {"train": [pool[row] for row in rows], "test": test}, plans)
 
 
 def _npz_array(path: str, key: str) -> np.ndarray:

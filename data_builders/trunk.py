@@ -87,7 +87,7 @@ class Trunk:
         hook = blocks[len(blocks) - layers].register_forward_pre_hook(catch, with_kwargs=True)
         try:
             for rows in batches:
-                ids, real = pad([examples[row] for row in rows], pad_id=0)
+                ids, _ = pad([examples[row] for row in rows], pad_id=0)
                 caught.clear()
                 _forward(model, ids.to(self.device))
                 hidden = caught[0]
@@ -106,7 +106,7 @@ class Trunk:
     ) -> tuple[np.ndarray, torch.Tensor]:
         """A few examples and the whole model's last logits for them, to compare the cut with."""
         rows = np.arange(min(2, len(examples)))
-        ids, _ = pad([examples[row] for row in rows], pad_id=0)
+        ids, _ = pad(examples[: len(rows)], pad_id=0)
         logits = _forward(model, ids.to(self.device))
         return rows, _last_logits(logits, self.lengths[rows])
 
@@ -117,7 +117,7 @@ class Trunk:
         whole: tuple[np.ndarray, torch.Tensor],
     ) -> None:
         rows, expected = whole
-        ids, _ = pad([examples[row] for row in rows], pad_id=0)
+        ids, _ = pad(examples[: len(rows)], pad_id=0)
         self.put(rows, ids.shape[1])
         found = _last_logits(_forward(model, ids.to(self.device)), self.lengths[rows])
         worst = float((found - expected).abs().max() / expected.abs().max())

@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-WORDS = (
-    "question answer what is the of a color name number red green blue yellow apple river "
-    "mountain seven eight planet music iron gold silver paper table window garden horse"
-).split()
+VOCABULARY = """
+question answer what is the of a color name number red green blue yellow apple river mountain
+seven eight planet music iron gold silver paper table window garden horse
+"""
+WORDS = tuple(VOCABULARY.split())
 
 
 def tiny_tokenizer(max_length: int = 64, words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:

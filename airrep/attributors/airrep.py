@@ -84,5 +84,6 @@ class AirRepAttributor(Attributor):
     def _load_parts(self, folder: Path) -> None:
         from airrep.encoder import AirRepEncoder
 
-        self.encoder = str(folder / "encoder")
-        self.encoder_ = self._place(AirRepEncoder.from_pretrained(self.encoder))
+        # Kept as the argument too, so that fitting again needs no other way of opening it.
+        self.encoder = AirRepEncoder.from_pretrained(str(folder / "encoder"))
+        self.encoder_ = self._place(self.encoder)

@@ -1,0 +1,72 @@
+"""The split of labels: subsets and targets that train, and those that choose the best step."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airrep.examples import InputError
+from airrep.label_store import Labels
+from airrep.objectives import standardise_labels
+from airrep.train_settings import TrainSettings
+
+SPLIT = 1  # keeps the split's random numbers apart from those of the steps
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Columns of labels.subsets and rows of targets, ascending; held-out ones never train."""
+
+    train_subsets: np.ndarray
+    held_subsets: np.ndarray
+    train_targets: np.ndarray
+    held_targets: np.ndarray
+
+
+def hold_out(labels: Labels, settings: TrainSettings) -> Holdout:
+    """A seeded split; labels outside train_targets x train_subsets never reach the gradient.
+
+    Raises InputError where too few subsets or targets are left on a side that is asked for.
+    """
+    rng = np.random.default_rng([settings.seed, SPLIT])
+    target_count, subset_count = labels.losses.shape
+    held_subsets, train_subsets = _part(rng, subset_count, settings.validation_subsets)
+    held_targets, train_targets = _part(rng, target_count, settings.validation_targets)
+    if len(train_subsets) < 2 or (settings.validation_subsets > 0 and len(held_subsets) < 2):
+        raise InputError(
+            f"{subset_count} labelled subsets leave {len(train_subsets)} for training and "
+            f"{len(held_subsets)} held out; make more labels, so that each side has 2 or more, or "
+            "set validation_subsets to 0."
+        )
+    if len(train_targets) < 1 or (settings.validation_targets > 0 and len(held_targets) < 1):
+        raise InputError(
+            f"{target_count} targets leave {len(train_targets)} for training and "
+            f"{len(held_targets)} held out; give more targets, or set validation_targets to 0."
+        )
+    # Without held-out targets, the held-out subsets are judged on the training ones.
+    judged = held_targets if len(held_targets) else train_targets
+    return Holdout(train_subsets, held_subsets, train_targets, judged)
+
+
+def training_labels(labels: Labels, settings: TrainSettings) -> tuple[Holdout, np.ndarray, int]:
+    """The split, the labels (train targets, train subsets), and how many targets were dropped.
+
+    Mean and spread of a label are over training subsets alone, so that held-out losses reach
+    nothing. Targets without spread are dropped from the training side.
+    """
+    split = hold_out(labels, settings)
+    values, kept = standardise_labels(
+        labels.losses[np.ix_(split.train_targets, split.train_subsets)]
+    )
+    if not kept.any():
+        raise InputError(
+            f"None of the {len(kept)} training targets has losses that vary over the subsets; "
+            "check that fine-tuning changed the language model."
+        )
+    split = replace(split, train_targets=split.train_targets[kept])
+    return split, values[kept], int((~kept).sum())
+
+
+def _part(rng: np.random.Generator, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    order = rng.permutation(count)
+    held = round(share * count)
+    return np.sort(order[:held]), np.sort(order[held:])

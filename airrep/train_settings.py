@@ -1,0 +1,110 @@
+"""What decides how an encoder is trained."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from airrep.examples import InputError
+from airrep.objectives import make_objective
+
+# These change what is seen or stored on the way, not the encoder that comes out.
+WITHOUT_EFFECT = ("checkpoint_every", "max_graph_tokens", "show_progress", "wandb")
+ObjectiveName = Literal["correlation", "pairwise_ranking", "soft_spearman"]
+Precision = Literal["no", "bf16"]
+WandbMode = Literal["disabled", "offline", "online"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of `train_encoder`.
+
+    Args:
+        objective: "correlation", "pairwise_ranking" (the paper's) or "soft_spearman".
+        learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
+        weight_decay: on matrices only, not on biases and norms.
+        clip_norm: the gradient's largest norm.
+        max_steps: most updates.
+        targets_per_step: how many training targets a step takes, a fresh sample; None takes all.
+        subsets_per_step: the same for training subsets.
+        trainable_layers: None trains everything, k the last k layers and the projector, 0 the
+            projector alone. Frozen layers run once, before the first step, which makes training
+            on a CPU possible.
+        dropout: whether the layers that train drop units.
+        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU (more does not fit its
+        cache and takes half as long again) and 16384 elsewhere.
+        max_graph_tokens: padded tokens, times layers that train, whose activations are kept in a
+            step; the rest is encoded twice. Bounds memory, changes no result.
+        validation_subsets: share of the training subsets that is held out and chooses the best
+            step; with 0 there is no early stopping, and the last step is taken.
+        validation_targets: share of the training targets held out for the same; with 0 the
+            training targets are used on the held-out subsets.
+        evaluate_every: steps between two evaluations.
+        patience: evaluations without a better one before training stops.
+        average: decay of a running mean of the weights that is evaluated and returned, or None.
+        seed: of the split, the samples and dropout.
+        checkpoint_every: steps between two checkpoints; 0 writes none.
+        mixed_precision: "no" or "bf16".
+        wandb: "disabled", "offline" or "online".
+        show_progress: a progress bar with the held-out LDS.
+    """
+
+    objective: ObjectiveName = "correlation"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    max_steps: int = 200
+    targets_per_step: int | None = None
+    subsets_per_step: int | None = None
+    trainable_layers: int | None = None
+    dropout: bool = False
+    chunk_tokens: int | None = None
+    max_graph_tokens: int = 65536
+    validation_subsets: float = 0.2
+    validation_targets: float = 0.2
+    evaluate_every: int = 2
+    patience: int = 10
+    average: float | None = None
+    seed: int = 0
+    checkpoint_every: int = 20
+    mixed_precision: Precision = "no"
+    wandb: WandbMode = "disabled"
+    show_progress: bool = True
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that the trained encoder depends on."""
+        return {key: value for key, value in asdict(self).items() if key not in WITHOUT_EFFECT}
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raises InputError naming the first setting that makes no sense."""
+    make_objective(settings.objective)
+    _check_least(settings, 0, "weight_decay", "warmup_steps", "checkpoint_every", "seed")
+    _check_least(settings, 0, "max_graph_tokens")
+    _check_least(settings, 1, "max_steps", "evaluate_every", "patience")
+    optional = {"targets_per_step": 1, "subsets_per_step": 2, "trainable_layers": 0}
+    for name, least in {**optional, "chunk_tokens": 1}.items():
+        if getattr(settings, name) is not None:
+            _check_least(settings, least, name)
+    for name in ("learning_rate", "clip_norm"):
+        if not getattr(settings, name) > 0:
+            raise InputError(f"{name} is {getattr(settings, name)}; give a number above 0.")
+    for name in ("validation_subsets", "validation_targets"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise InputError(
+                f"{name} is {getattr(settings, name)}; give a share from 0 to below 1, such as 0.2."
+            )
+    if settings.average is not None and not 0 < settings.average < 1:
+        raise InputError(f"average is {settings.average}; give a decay between 0 and 1, or none.")
+    _check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))
+    _check_choice("wandb", settings.wandb, get_args(WandbMode))
+
+
+def _check_least(settings: TrainSettings, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= least:
+            raise InputError(f"{name} is {getattr(settings, name)}; give at least {least}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")

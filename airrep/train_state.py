@@ -1,0 +1,133 @@
+"""The moving parts of a training run: weights, optimiser, running mean, best step, history."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from airrep.checkpoint import (
+    Checkpoint,
+    group_tensors,
+    named_tensors,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from airrep.train_settings import TrainSettings
+
+
+class TrainState:
+    """Everything a checkpoint holds. `step` counts updates done."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self.optimizer = _adamw(self.parameters, settings)
+        self.step = 0
+        self.best_step = 0
+        self.best_lds: float | None = None
+        self.history: list[dict[str, Any]] = []
+        self.best = self._copy()
+        self.average = self._copy() if settings.average is not None else None
+
+    def update(self) -> float:
+        """One step of the optimiser along the gradients; returns their norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._average_weights()
+        return float(norm)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of update number `step`: linear warm-up, then constant."""
+        warmed = min(1.0, self.step / max(1, self.settings.warmup_steps))
+        return self.settings.learning_rate * warmed
+
+    def judge(self, lds: float | None) -> None:
+        """Keeps the present weights as the best when their held-out LDS is, or there is none."""
+        if lds is None or self.best_lds is None or lds > self.best_lds:
+            self.best_step, self.best_lds = self.step, lds
+            self.best = self._copy(self.average)
+
+    def exhausted(self) -> bool:
+        """Whether the last step is reached, or patience is lost."""
+        if self.step >= self.settings.max_steps:
+            return True
+        waited = (self.step - self.best_step) // self.settings.evaluate_every
+        return self.best_lds is not None and waited >= self.settings.patience
+
+    @contextmanager
+    def judged_weights(self) -> Iterator[None]:
+        """Inside, the encoder has the weights that count: their running mean if one is kept."""
+        if self.average is None:
+            yield
+            return
+        present = self._copy()
+        self.load(self.average)
+        try:
+            yield
+        finally:
+            self.load(present)
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts weights, by name, into the encoder."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+
+    def checkpoint(self, fingerprint: Mapping[str, Any]) -> Checkpoint:
+        tensors = named_tensors("weights", self.parameters) | named_tensors("best", self.best)
+        tensors |= optimizer_tensors(self.optimizer, self.parameters)
+        if self.average is not None:
+            tensors |= named_tensors("average", self.average)
+        state = {
+            "best_step": self.best_step,
+            "best_lds": self.best_lds,
+            "history": self.history,
+            "fingerprint": dict(fingerprint),
+        }
+        return Checkpoint(self.step, state, tensors)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        self.best_step = checkpoint.state["best_step"]
+        self.best_lds = checkpoint.state["best_lds"]
+        self.history = checkpoint.state["history"]
+        self.load(group_tensors("weights", checkpoint.tensors))
+        self.best = self._copy(group_tensors("best", checkpoint.tensors))
+        if self.average is not None:
+            self.average = self._copy(group_tensors("average", checkpoint.tensors))
+        restore_optimizer(self.optimizer, self.parameters, checkpoint.tensors)
+
+    def _average_weights(self) -> None:
+        if self.average is None or self.settings.average is None:
+            return
+        # Early steps weigh more, or the mean would long remember the untrained weights.
+        decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
+
+    def _copy(self, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """The weights given, or the present ones, copied where the parameters are."""
+        source = self.parameters if weights is None else weights
+        return {
+            name: source[name].detach().to(parameter.device, copy=True)
+            for name, parameter in self.parameters.items()
+        }
+
+
+def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )

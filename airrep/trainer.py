@@ -1,0 +1,310 @@
+"""Training the encoder on the whole pool, with held-out labels, early stopping and resume."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from airrep.attributor import check_subsets
+from airrep.checkpoint import write_checkpoint
+from airrep.encoder import AirRepEncoder, evaluating
+from airrep.examples import Example, InputError
+from airrep.full_pool import FullPool
+from airrep.holdout import training_labels
+from airrep.label_store import Labels
+from airrep.metrics import lds_per_target
+from airrep.objectives import make_objective
+from airrep.pooling import attention_pool, membership
+from airrep.train_log import TrainLog
+from airrep.train_run import HISTORY, TrainRun, fingerprint_run
+from airrep.train_settings import TrainSettings, check_settings
+from airrep.train_state import TrainState
+from airrep.trunk import prepare_texts, trainable_parameters
+
+SAMPLES = 2  # keeps the random numbers of samples and dropout apart from those of the split
+DROPOUT = 3
+CPU_CHUNK_TOKENS = 2048
+GPU_CHUNK_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The encoder at its best step, and how it got there.
+
+    `history` has one entry a step from 0 (untrained): step, loss, gradient_norm, learning_rate,
+    train_lds and validation_lds (None between evaluations), seconds since the start.
+    `validation_lds` is the best step's, None when nothing was held out. `dropped_targets` counts
+    training targets whose labels do not vary.
+    """
+
+    encoder: AirRepEncoder
+    best_step: int
+    validation_lds: float | None
+    history: list[dict[str, Any]]
+    dropped_targets: int
+
+
+def train_encoder(
+    encoder: AirRepEncoder,
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    labels: Labels,
+    settings: TrainSettings,
+    output: Path | None,
+    accelerator: Accelerator | None = None,
+    target_weights: np.ndarray | None = None,
+) -> TrainResult:
+    """Trains the encoder, in place, to rank the label subsets for every target.
+
+    `labels.losses` is (targets, subsets) with subsets of pool rows; `target_weights` (targets,)
+    weighs the targets in the objective. Give it training labels only: it holds out some subsets
+    and some targets itself, and returns the step whose LDS on those is best. Held-out labels
+    touch nothing but that choice. With an `output` folder a killed run goes on where its last
+    checkpoint was (on a CPU bit by bit as if never killed), and a finished one is read back.
+    Under several processes all must call it; the first one writes. Raises InputError for inputs
+    that do not fit together, an output folder of another run, and a loss that is not finite.
+    """
+    check_settings(settings)
+    _check_inputs(pool, targets, labels, target_weights)
+    accelerator = Accelerator() if accelerator is None else accelerator
+    fingerprint = fingerprint_run(encoder, pool, targets, labels, target_weights, settings)
+    run = TrainRun(None if output is None else Path(output), fingerprint)
+    done = run.finished()
+    if done is not None and run.output is not None:
+        return TrainResult(
+            AirRepEncoder.from_pretrained(run.output / "encoder").to(accelerator.device),
+            done["best_step"],
+            done["validation_lds"],
+            run.read_history(),
+            done["dropped_targets"],
+        )
+    trainer = Trainer(encoder, pool, targets, labels, settings, run, accelerator, target_weights)
+    return trainer.train()
+
+
+class Trainer:
+    """One run of `train_encoder`; texts are numbered pool rows first, then targets."""
+
+    def __init__(
+        self,
+        encoder: AirRepEncoder,
+        pool: Sequence[Example],
+        targets: Sequence[Example],
+        labels: Labels,
+        settings: TrainSettings,
+        run: TrainRun,
+        accelerator: Accelerator,
+        target_weights: np.ndarray | None,
+    ) -> None:
+        self.settings, self.run, self.accelerator = settings, run, accelerator
+        self.encoder = encoder.to(accelerator.device)
+        self.losses = labels.losses
+        self.holdout, self.labels, self.dropped = training_labels(labels, settings)
+        # Pool rows outside every subset have no label to learn from: they are never encoded.
+        used = np.unique(np.concatenate(labels.subsets))
+        self.pool_size = len(used)
+        self.subsets = [np.searchsorted(used, subset) for subset in labels.subsets]
+        self.weights = np.ones(len(targets)) if target_weights is None else target_weights
+        self.objective = make_objective(settings.objective)
+        parameters = trainable_parameters(encoder, settings.trainable_layers)
+        self.state = TrainState(parameters, settings)
+        chunk_tokens = settings.chunk_tokens or (
+            CPU_CHUNK_TOKENS if accelerator.device.type == "cpu" else GPU_CHUNK_TOKENS
+        )
+        self.full_pool = FullPool(
+            prepare_texts(
+                encoder,
+                encoder.tokenize([*(pool[row] for row in used), *targets]),
+                settings.trainable_layers,
+                chunk_tokens,
+                settings.show_progress and accelerator.is_main_process,
+            ),
+            list(parameters.values()),
+            accelerator,
+            chunk_tokens,
+            settings.max_graph_tokens,
+            bf16=settings.mixed_precision == "bf16",
+        )
+
+    def train(self) -> TrainResult:
+        """Steps until the last one or until patience is lost; the best step's weights stay."""
+        checkpoint = self.run.resume_point()
+        if checkpoint is not None:
+            self.state.restore(checkpoint)
+        main = self.accelerator.is_main_process
+        path = None if self.run.output is None else self.run.output / HISTORY
+        with (
+            _training_mode(self.encoder, self.state.parameters, self.settings.dropout),
+            TrainLog(path, self.settings, self.state.history, main) as log,
+        ):
+            self._run_steps(log)
+        self.state.load(self.state.best)
+        self.encoder.eval()
+        outcome = {
+            "best_step": self.state.best_step,
+            "validation_lds": self.state.best_lds,
+            "steps": self.state.step,
+            "seconds": self.state.history[-1]["seconds"],
+            "dropped_targets": self.dropped,
+        }
+        if main:
+            self.run.finish(self.encoder, self.settings, outcome)
+        self.accelerator.wait_for_everyone()
+        return TrainResult(
+            self.encoder,
+            self.state.best_step,
+            self.state.best_lds,
+            self.state.history,
+            self.dropped,
+        )
+
+    def _run_steps(self, log: TrainLog) -> None:
+        state, settings = self.state, self.settings
+        before = state.history[-1]["seconds"] if state.history else 0.0
+        start = time.perf_counter()
+        if not state.history:
+            self._record(log, None, None, time.perf_counter() - start)
+        while not state.exhausted():
+            loss = self._take_gradient()
+            norm = state.update()
+            self._record(log, loss, norm, before + time.perf_counter() - start)
+            if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
+                self._write_checkpoint()
+
+    def _take_gradient(self) -> float:
+        """The loss of the coming step; its gradient is left in the parameters."""
+        step = self.state.step + 1
+        columns, picked = self._sample(step)
+        members = membership(
+            [self.subsets[column] for column in self.holdout.train_subsets[columns]],
+            self.pool_size,
+        ).to(self.accelerator.device)
+        rows = members.any(dim=1).nonzero().flatten().cpu().numpy()
+        members = members[torch.from_numpy(rows).to(members.device)]
+        targets = self.holdout.train_targets[picked]
+        labels = torch.from_numpy(self.labels[np.ix_(picked, columns)]).to(members.device)
+        weights = torch.from_numpy(self.weights[targets]).to(labels)
+
+        def objective(embeddings: torch.Tensor) -> torch.Tensor:
+            scores = embeddings[len(rows) :] @ embeddings[: len(rows)].T  # (T, N)
+            return self.objective(attention_pool(scores, members), labels, weights)
+
+        drawn = (self.settings.seed, DROPOUT, step) if self.settings.dropout else None
+        loss = self.full_pool.backward(
+            np.concatenate([rows, self.pool_size + targets]), objective, drawn
+        )
+        if not np.isfinite(loss):
+            raise _not_finite("loss", step, loss, self.settings)
+        return loss
+
+    def _sample(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and rows of `self.labels` for this step: everything, or a seeded sample.
+
+        They depend on the step's number alone, so a resumed run draws what it would have drawn.
+        """
+        rng = np.random.default_rng([self.settings.seed, SAMPLES, step])
+        target_count, subset_count = self.labels.shape
+        columns = _draw(rng, subset_count, self.settings.subsets_per_step)
+        return columns, _draw(rng, target_count, self.settings.targets_per_step)
+
+    def _record(
+        self, log: TrainLog, loss: float | None, norm: float | None, seconds: float
+    ) -> None:
+        state = self.state
+        train_lds, validation_lds = None, None
+        due = state.step % self.settings.evaluate_every == 0
+        if due or state.step == self.settings.max_steps:
+            train_lds, validation_lds = self._evaluate()
+            state.judge(validation_lds)
+        entry = {
+            "step": state.step,
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": state.learning_rate,
+            "train_lds": train_lds,
+            "validation_lds": validation_lds,
+            "seconds": round(seconds, 3),
+        }
+        state.history.append(entry)
+        log.add(entry)
+
+    def _evaluate(self) -> tuple[float, float | None]:
+        """LDS on the training labels, and on the held-out ones if there are any."""
+        with evaluating(self.encoder), self.state.judged_weights():
+            every = np.arange(len(self.full_pool.texts.lengths))
+            embeddings = self.full_pool.embed(every)
+        if not torch.isfinite(embeddings).all():
+            raise _not_finite("embeddings", self.state.step, float("nan"), self.settings)
+        split = self.holdout
+        train = self._lds(embeddings, split.train_targets, split.train_subsets)
+        if not len(split.held_subsets):
+            return train, None
+        return train, self._lds(embeddings, split.held_targets, split.held_subsets)
+
+    def _lds(self, embeddings: torch.Tensor, targets: np.ndarray, columns: np.ndarray) -> float:
+        members = membership([self.subsets[column] for column in columns], self.pool_size)
+        rows = torch.from_numpy(self.pool_size + targets).to(embeddings.device)
+        scores = embeddings[rows] @ embeddings[: self.pool_size].T
+        pooled = attention_pool(scores, members.to(scores.device)).cpu().numpy()
+        return float(lds_per_target(pooled, self.losses[np.ix_(targets, columns)])[0].mean())
+
+    def _write_checkpoint(self) -> None:
+        if self.run.checkpoints is not None and self.accelerator.is_main_process:
+            write_checkpoint(self.run.checkpoints, self.state.checkpoint(self.run.fingerprint))
+
+
+def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:
+    if size is None or size >= count:
+        return np.arange(count)
+    return np.sort(rng.choice(count, size, replace=False))
+
+
+@contextmanager
+def _training_mode(
+    encoder: AirRepEncoder, trained: Mapping[str, nn.Parameter], dropout: bool
+) -> Iterator[None]:
+    """Inside, only `trained` takes gradients, and dropout is on or off."""
+    wanted = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name in trained)
+    encoder.train(dropout)
+    try:
+        yield
+    finally:
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(wanted[name])
+
+
+def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:
+    return InputError(
+        f"The {what} at step {step} came out as {value}: training diverged; lower the "
+        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
+    )
+
+
+def _check_inputs(
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    labels: Labels,
+    target_weights: np.ndarray | None,
+) -> None:
+    if labels.losses.shape != (len(targets), len(labels.subsets)):
+        raise InputError(
+            f"The labels hold losses of shape {labels.losses.shape} for {len(targets)} targets "
+            f"and {len(labels.subsets)} subsets; give the targets they were made for."
+        )
+    check_subsets(labels.subsets, len(pool))
+    if target_weights is None:
+        return
+    if target_weights.shape != (len(targets),) or not (target_weights >= 0).all():
+        raise InputError(
+            f"target_weights have shape {target_weights.shape} for {len(targets)} targets; give "
+            "one number of at least 0 for each."
+        )

@@ -1,0 +1,258 @@
+"""Texts ready for training: what frozen layers make of them is computed once and kept."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from airrep.encoder import AirRepEncoder, evaluating
+from airrep.examples import InputError, TokenizedExample
+
+CUT_TOLERANCE = 1e-4  # of the largest number in an embedding
+CHECKED_TEXTS = 4
+
+
+class Texts(Protocol):
+    """Texts by row, and their embeddings with the gradient of the layers that train."""
+
+    lengths: np.ndarray  # (n,) tokens a row costs in `embed`
+    layers: int  # how many layers keep activations for the gradient
+    width: int  # numbers in an embedding
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        """Embeddings (len(rows), d), in the encoder's present mode and gradient mode."""
+        ...
+
+
+def prepare_texts(
+    encoder: AirRepEncoder,
+    tokenized: Sequence[TokenizedExample],
+    trainable_layers: int | None,
+    chunk_tokens: int,
+    show_progress: bool = False,
+) -> Texts:
+    """The texts for training the last `trainable_layers` layers (None: everything).
+
+    Frozen layers run here, once, without dropout: their output is kept for every token, (tokens,
+    d) float32 in main memory, or only its mean over tokens when nothing but the projector trains.
+    Raises InputError when the encoder cannot be cut between its layers.
+    """
+    if trainable_layers is None:
+        return WholeTexts(encoder, tokenized)
+    chunks = token_chunks(lengths_of(tokenized), chunk_tokens)
+    bar = tqdm(chunks, desc="frozen layers", disable=not show_progress)
+    with evaluating(encoder), torch.no_grad():
+        if trainable_layers == 0:
+            return PooledTexts(encoder, tokenized, bar)
+        return CutTexts(encoder, tokenized, trainable_layers, bar)
+
+
+def trainable_parameters(
+    encoder: AirRepEncoder, trainable_layers: int | None
+) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name; InputError for more layers than there are."""
+    named = dict(encoder.named_parameters())
+    if trainable_layers is None:
+        return named
+    wanted = {id(parameter) for parameter in encoder.projector.parameters()}
+    if trainable_layers > 0:
+        for layer in _split_layers(encoder, trainable_layers)[1]:
+            wanted |= {id(parameter) for parameter in layer.parameters()}
+    return {name: parameter for name, parameter in named.items() if id(parameter) in wanted}
+
+
+def token_chunks(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
+    """Rows in chunks of similar length, longest first, each of at most `chunk_tokens` padded
+    tokens (a single longer text is a chunk of its own)."""
+    order = np.argsort(-lengths, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        size = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks
+
+
+def lengths_of(tokenized: Sequence[TokenizedExample]) -> np.ndarray:
+    """Tokens (n,) of each text."""
+    return np.asarray([len(text) for text in tokenized], dtype=np.int64)
+
+
+class WholeTexts:
+    """Every layer runs, and trains, in every step."""
+
+    def __init__(self, encoder: AirRepEncoder, tokenized: Sequence[TokenizedExample]) -> None:
+        self.encoder, self.tokenized = encoder, tokenized
+        self.width = encoder.projector.out_features
+        self.lengths = lengths_of(tokenized)
+        self.layers = int(getattr(encoder.base.config, "num_hidden_layers", 12))
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        return self.encoder(*self.encoder.pad([self.tokenized[row] for row in rows]))
+
+
+class PooledTexts:
+    """Only the projector runs: a step costs one product of (texts, d) and (d, d)."""
+
+    layers = 1
+
+    def __init__(
+        self,
+        encoder: AirRepEncoder,
+        tokenized: Sequence[TokenizedExample],
+        chunks: Sequence[np.ndarray],
+    ) -> None:
+        self.encoder = encoder
+        self.width = encoder.projector.out_features
+        self.lengths = np.ones(len(tokenized), dtype=np.int64)
+        self.pooled = torch.empty(len(tokenized), encoder.projector.in_features)
+        for rows in chunks:
+            ids, mask = encoder.pad([tokenized[row] for row in rows])
+            self.pooled[torch.from_numpy(rows)] = encoder.pool(ids, mask).float().cpu()
+        self.pooled = self.pooled.to(encoder.device)
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        return self.encoder.projector(self.pooled[torch.from_numpy(rows).to(self.pooled.device)])
+
+
+class CutTexts:
+    """The last layers run on what the frozen ones made of every token.
+
+    The first frozen layer is made to return the kept states, the other frozen layers to hand
+    them on, so masks, positions and final norms stay the architecture's own business.
+    """
+
+    def __init__(
+        self,
+        encoder: AirRepEncoder,
+        tokenized: Sequence[TokenizedExample],
+        trainable_layers: int,
+        chunks: Sequence[np.ndarray],
+    ) -> None:
+        self.encoder, self.tokenized = encoder, tokenized
+        self.width = encoder.projector.out_features
+        self.lengths = lengths_of(tokenized)
+        self.layers = trainable_layers
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._frozen, self._trained = _split_layers(encoder, trainable_layers)
+        self._as_tuple = False
+        self.hidden = torch.empty(int(self._starts[-1]), encoder.projector.in_features)
+        if not self._frozen:
+            return
+        for rows in chunks:
+            ids, mask = encoder.pad([tokenized[row] for row in rows])
+            states = self._run_frozen(ids, mask).float().cpu()  # (B, L, d)
+            places = self._places(rows, ids.shape[1])
+            self.hidden[places[mask.cpu()]] = states[mask.cpu()]
+        self._check_cut()
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        ids, mask = self.encoder.pad([self.tokenized[row] for row in rows])
+        if not self._frozen:
+            return self.encoder(ids, mask)
+        kept = self.hidden[self._places(rows, ids.shape[1])].to(ids.device)  # (B, L, d)
+
+        def inject(*args: Any, **kwargs: Any) -> Any:
+            return (kept,) if self._as_tuple else kept
+
+        first, *others = self._frozen
+        with _forwards({first: inject, **dict.fromkeys(others, self._hand_on)}):
+            return self.encoder(ids, mask)
+
+    def _run_frozen(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The states (B, L, d) that the first trained layer is given."""
+        given: list[torch.Tensor] = []
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            given.append(_states(args, kwargs))
+            return self._hand_on(*args, **kwargs)
+
+        def see_form(module: nn.Module, args: Any, output: Any) -> None:
+            self._as_tuple = isinstance(output, tuple)
+
+        first, *others = self._trained
+        hook = self._frozen[0].register_forward_hook(see_form)
+        try:
+            with _forwards({first: record, **dict.fromkeys(others, self._hand_on)}):
+                self.encoder.pool(ids, mask)
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            raise _cannot_cut(self.encoder, str(error)) from error
+        finally:
+            hook.remove()
+        if len(given) != 1:
+            raise _cannot_cut(self.encoder, "its layers do not run once each")
+        return given[0]
+
+    def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
+        states = _states(args, kwargs)
+        return (states,) if self._as_tuple else states
+
+    def _places(self, rows: np.ndarray, width: int) -> torch.Tensor:
+        """Rows of `hidden` (B, width); past a text's end its last token stands for padding."""
+        steps = np.minimum(np.arange(width), self.lengths[rows][:, None] - 1)
+        return torch.from_numpy(self._starts[rows][:, None] + steps)
+
+    def _check_cut(self) -> None:
+        """Raises InputError unless cut and whole encoder agree on a few of the texts."""
+        by_length = np.argsort(self.lengths, kind="stable")
+        picked = np.linspace(0, len(by_length) - 1, min(CHECKED_TEXTS, len(by_length)))
+        rows = by_length[picked.astype(np.int64)]
+        whole = self.encoder(*self.encoder.pad([self.tokenized[row] for row in rows]))
+        try:
+            error = (self.embed(rows) - whole).abs().max() / whole.abs().max().clamp(min=1e-6)
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as failure:
+            raise _cannot_cut(self.encoder, str(failure)) from failure
+        if not error <= CUT_TOLERANCE:
+            raise _cannot_cut(self.encoder, f"embeddings then differ by {float(error):.1e}")
+
+
+@contextmanager
+def _forwards(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules call the given functions in place of their own forward."""
+    for module, function in replacements.items():
+        module.forward = function
+    try:
+        yield
+    finally:
+        for module in replacements:
+            del module.forward  # the class's own shows again
+
+
+def _states(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    states = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(states, torch.Tensor):
+        raise TypeError("a layer is not given hidden states first")
+    return states
+
+
+def _split_layers(
+    encoder: AirRepEncoder, trainable_layers: int
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The frozen layers and the last `trainable_layers`."""
+    count = getattr(encoder.base.config, "num_hidden_layers", None)
+    stacks = [
+        part
+        for part in encoder.base.modules()
+        if isinstance(part, nn.ModuleList) and len(part) == count
+    ]
+    if len(stacks) != 1:
+        raise _cannot_cut(encoder, f"it has {len(stacks)} lists of {count} layers")
+    layers = list(stacks[0])
+    if not 0 <= trainable_layers <= len(layers):
+        raise InputError(
+            f"trainable_layers is {trainable_layers}, but the encoder has {len(layers)} layers; "
+            f"give 0 to {len(layers)}, or leave it out to train everything."
+        )
+    cut = len(layers) - trainable_layers
+    return layers[:cut], layers[cut:]
+
+
+def _cannot_cut(encoder: AirRepEncoder, reason: str) -> InputError:
+    return InputError(
+        f"The layers of {type(encoder.base).__name__} cannot be frozen in part ({reason}); leave "
+        "trainable_layers out to train everything, or set it to 0 to train the projector alone."
+    )

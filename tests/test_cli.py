@@ -1,0 +1,312 @@
+"""The command: a whole run on tiny models, and one clear sentence for whatever is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from airrep.cli import main
+from airrep.encoder import AirRepEncoder
+from airrep.examples import Example, write_examples
+from airrep.label_store import LabelStore
+from tests.tiny_lm import save_tiny_lm
+from tests.tiny_models import tiny_encoder
+
+WORDS = ("capital", "country", "number", "word", "city", "river", "plural", "colour")
+
+
+def examples(count: int, prefix: str) -> list[Example]:
+    return [
+        Example(
+            f"{prefix}-{i}",
+            f"what is the {WORDS[i % 8]} of {i}",
+            f"the {WORDS[i % 3]} {i % 5}",
+            task=WORDS[i % 4],
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_encoder(folder / "encoder")
+    return {"lm": str(save_tiny_lm(folder / "lm")), "encoder": str(folder / "encoder")}
+
+
+def write_config(folder: Path, models: dict[str, str], **changes: object) -> str:
+    write_examples(folder / "examples.jsonl", examples(60, "e"))
+    config = {
+        "output": str(folder / "run"),
+        **models,
+        "data": {"examples": str(folder / "examples.jsonl"), "target_count": 20},
+        "subsets": {"train": 8, "test": 4, "size": 8, "repeats": 2},
+        "recipe": {"learning_rate": 0.01, "batch_size": 4, "epochs": 1, "warmup_steps": 1},
+        "train": {"max_steps": 4, "evaluate_every": 2, "show_progress": False},
+        "evaluate": {"draws": 50},
+        **changes,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    config = write_config(folder, models)
+    for stage in ("subsets", "labels", "train", "evaluate", "report"):
+        assert main([stage, "--config", config]) == 0, stage
+    return config, folder / "run"
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that must end with status 2 and one line; returns the line."""
+
+    def check(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        said = capsys.readouterr().err.strip()
+        line = said.splitlines()[-1]
+        assert line.startswith("airrep: ")
+        assert "Traceback" not in said
+        return line
+
+    return check
+
+
+def test_a_run_leaves_everything_in_its_folder(run: tuple[str, Path]) -> None:
+    results = json.loads((run[1] / "results.json").read_text())
+    assert results["targets"] == 10
+    assert results["subsets"] == 4
+    names = {row["name"] for row in results["methods"]}
+    assert names == {"airrep", "embedding", "bm25", "tfidf", "same_task", "random"}
+    assert results["noise_ceiling"]["subsets"] == 2
+    assert results["config"]["recipe"]["learning_rate"] == 0.01
+    page = (run[1] / "index.html").read_text()
+    assert "what is the" in page
+    losses = LabelStore.open(run[1] / "train_labels").read().losses
+    assert losses.shape == (10, 8)
+    assert np.isfinite(losses).all()
+
+
+def test_running_again_reuses_what_is_done(run: tuple[str, Path]) -> None:
+    config, folder = run
+    kept = [*folder.glob("*_labels/losses/*"), folder / "encoder" / "model.safetensors"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    for stage in ("subsets", "labels", "train"):
+        assert main([stage, "--config", config]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_targets_are_in_no_subset_and_not_in_the_pool(run: tuple[str, Path]) -> None:
+    folder = run[1]
+    ids = {
+        name: {json.loads(line)["id"] for line in (folder / f"{name}.jsonl").open()}
+        for name in ("pool", "train_targets", "test_targets")
+    }
+    assert [len(ids[name]) for name in ids] == [40, 10, 10]
+    assert len(set.union(*ids.values())) == 60
+
+
+def test_encode_rank_and_score(run: tuple[str, Path], tmp_path: Path, capsys) -> None:
+    from safetensors.numpy import load_file
+
+    from airrep.attributor import unpack_text
+
+    folder = run[1]
+    common = ["--encoder", str(folder / "encoder"), "--examples", str(folder / "pool.jsonl")]
+    targets = ["--targets", str(folder / "test_targets.jsonl")]
+    out = tmp_path / "out" / "pool.safetensors"
+    assert main(["encode", *common, "--output", str(out)]) == 0
+    written = load_file(out)
+    assert len(unpack_text(written["ids"])) == len(written["embeddings"]) == 40
+    ranked = tmp_path / "rank.jsonl"
+    assert main(["rank", *common, *targets, "--top-k", "3", "--output", str(ranked)]) == 0
+    rows = [json.loads(line) for line in ranked.open()]
+    assert len(rows) == 10
+    for row in rows:
+        helpful = [found["score"] for found in row["helpful"]]
+        assert len(helpful) == len(row["harmful"]) == 3
+        assert helpful == sorted(helpful, reverse=True)
+        assert helpful[0] >= row["harmful"][0]["score"]
+    encoder = AirRepEncoder.from_pretrained(folder / "encoder")
+    assert encoder.projector.out_features == written["embeddings"].shape[1]
+    candidates = tmp_path / "candidates.jsonl"
+    ids = unpack_text(written["ids"])
+    lines = [{"name": "first", "ids": ids[:5]}, {"ids": ids[5:12]}]
+    candidates.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scored = tmp_path / "score.jsonl"
+    query = ["score", *common, *targets, "--subsets", str(candidates)]
+    assert main([*query, "--output", str(scored)]) == 0
+    found = [json.loads(line) for line in scored.open()]
+    assert {row["name"] for row in found} == {"first", "subset-1"}
+    assert found[0]["score"] >= found[1]["score"]
+    assert len(found[0]["targets"]) == 10
+    write_examples(tmp_path / "a.jsonl", examples(60, "e")[:0] or _some(folder, 4))
+    files = ["--subsets", f"{tmp_path / 'a.jsonl'},{folder / 'pool.jsonl'}"]
+    capsys.readouterr()
+    assert main(["score", *common, *targets, *files]) == 0
+    assert "pool.jsonl" in capsys.readouterr().out
+
+
+def _some(folder: Path, count: int) -> list[Example]:
+    from airrep.reading import read_examples
+
+    return read_examples(folder / "pool.jsonl")[:count]
+
+
+def test_labels_of_another_recipe_are_refused_and_kept(run: tuple[str, Path], fails: Fails) -> None:
+    config, folder = run
+    line = fails("labels", "--config", config, "--recipe.epochs", "2")
+    assert "was made for something else" in line
+    assert "epochs=1" in line
+    assert "epochs=2" in line
+    assert len(LabelStore.open(folder / "train_labels").done()) == 8
+    assert main(["labels", "--config", config]) == 0
+
+
+def test_labels_of_other_data_or_another_model_are_refused(
+    run: tuple[str, Path], tmp_path: Path, fails: Fails
+) -> None:
+    config, folder = run
+    pool = (folder / "pool.jsonl").read_bytes()
+    other = write_config(tmp_path, {})
+    changed = (tmp_path / "examples.jsonl").read_text().replace("capital", "town")
+    (tmp_path / "examples.jsonl").write_text(changed)
+    assert other
+    source = ["--data.examples", str(tmp_path / "examples.jsonl")]
+    assert "examples is" in fails("subsets", "--config", config, *source)
+    assert (folder / "pool.jsonl").read_bytes() == pool
+    lm = save_tiny_lm(tmp_path / "lm", seed=5)
+    assert "lm is" in fails("labels", "--config", config, "--lm", str(lm))
+
+
+def test_an_unknown_key_names_the_nearest(
+    tmp_path: Path, models: dict[str, str], fails: Fails
+) -> None:
+    config = write_config(tmp_path, models, recipe={"epoch": 3})
+    assert "'recipe.epoch'; did you mean 'recipe.epochs'?" in fails("labels", "--config", config)
+    config = write_config(tmp_path, models, epochs=3)
+    assert "did you mean 'recipe.epochs'?" in fails("labels", "--config", config)
+    config = write_config(tmp_path, models)
+    line = fails("train", "--config", config, "--train.max_step", "3")
+    assert "no flag --train.max_step; did you mean 'train.max_steps'?" in line
+
+
+def test_wrong_config_files(tmp_path: Path, fails: Fails) -> None:
+    assert "no config file" in fails("train", "--config", str(tmp_path / "absent.yaml"))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1, 2")
+    assert "is not YAML" in fails("train", "--config", str(bad))
+    bad.write_text("- 1\n")
+    assert "holds no keys" in fails("train", f"--config={bad}")
+    assert "output" in fails("train")
+    assert "invalid choice: 'frob'" in fails("frob")
+
+
+def test_a_wrong_value_is_named(tmp_path: Path, models: dict[str, str], fails: Fails) -> None:
+    config = write_config(tmp_path, models)
+    assert "recipe.epochs" in fails("labels", "--config", config, "--recipe.epochs", "many")
+    assert "recipe.epochs is 0" in fails("labels", "--config", config, "--recipe.epochs", "0")
+    assert "device 'cudo'" in fails("train", "--config", _labelled(config), "--device", "cudo")
+
+
+def _labelled(config: str) -> str:
+    assert main(["labels", "--config", config]) == 0
+    return config
+
+
+def test_stages_say_which_one_comes_first(
+    tmp_path: Path, models: dict[str, str], fails: Fails
+) -> None:
+    config = write_config(tmp_path, models)
+    assert "run `airrep labels` first" in fails("train", "--config", config)
+    assert main(["subsets", "--config", config]) == 0
+    assert "has no labels yet; run `airrep labels`" in fails("evaluate", "--config", config)
+    assert "run `airrep evaluate` first" in fails("report", "--config", config)
+
+
+def test_bad_examples_are_named(tmp_path: Path, models: dict[str, str], fails: Fails) -> None:
+    config = write_config(tmp_path, models)
+    path = tmp_path / "examples.jsonl"
+    path.write_text('{"id": "a", "prompt": "p", "response": "r"}\n{"id": \n')
+    assert f"{path} line 2 is not JSON" in fails("subsets", "--config", config)
+    path.write_text('{"id": "a", "text": "p"}\n')
+    assert "its columns are id, text" in fails("subsets", "--config", config)
+    path.write_text('{"prompt": "p", "response": " "}\n')
+    assert "line 1 has an empty response" in fails("subsets", "--config", config)
+    path.write_text('{"id": "a", "prompt": "p", "response": "r"}\n' * 2)
+    assert "the id 'a' was used before" in fails("subsets", "--config", config)
+    path.unlink()
+    assert "no file" in fails("subsets", "--config", config)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path, models: dict[str, str], fails: Fails) -> None:
+    config = _labelled(write_config(tmp_path, models))
+    shard = tmp_path / "run" / "train_labels" / "losses" / "000003-r0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:40])
+    line = fails("train", "--config", config)
+    assert str(shard) in line
+    assert "delete it and run the same labels command again" in line
+    shard.unlink()
+    assert main(["labels", "--config", config]) == 0
+    assert main(["train", "--config", config]) == 0
+
+
+def test_wrong_models_and_outputs(run: tuple[str, Path], tmp_path: Path, fails: Fails) -> None:
+    folder = run[1]
+    pool = ["--examples", str(folder / "pool.jsonl")]
+    line = fails("encode", "--encoder", str(tmp_path), *pool, "--output", "x.safetensors")
+    assert "is not a model folder" in line
+    encoder = ["--encoder", str(folder / "encoder")]
+    assert "must end in .safetensors" in fails("encode", *encoder, *pool, "--output", "x.npy")
+    candidates = tmp_path / "c.jsonl"
+    candidates.write_text('{"ids": ["nobody"]}\n')
+    targets = ["--targets", str(folder / "test_targets.jsonl")]
+    query = ["score", *encoder, *pool, *targets, "--subsets", str(candidates)]
+    assert "c.jsonl line 1 names 1 ids that are not in the pool" in fails(*query)
+    assert "ask for at least one row" in fails("rank", *encoder, *pool, *targets, "--top-k", "0")
+
+
+def test_no_data_or_two_sources_are_refused(
+    tmp_path: Path, models: dict[str, str], fails: Fails
+) -> None:
+    config = write_config(tmp_path, models, data={})
+    assert "must name either data.examples" in fails("subsets", "--config", config)
+
+
+def test_imported_labels(tmp_path: Path, models: dict[str, str], fails: Fails) -> None:
+    config = write_config(tmp_path, models)
+    write_examples(tmp_path / "test.jsonl", examples(6, "t"))
+    rng = np.random.default_rng(0)
+    subsets = np.stack([rng.permutation(50)[:8] for _ in range(10)])
+    np.savez(
+        tmp_path / "train.npz",
+        subsets=subsets,
+        losses=rng.random((10, 10), dtype=np.float32),
+        target_rows=np.arange(50, 60),
+    )
+    losses = rng.random((10, 6), dtype=np.float32)
+    np.savez(tmp_path / "test.npz", subsets=subsets[::-1], losses=losses)
+    flags = [
+        f"--imported.train={tmp_path / 'train.npz'}",
+        f"--imported.test={tmp_path / 'test.npz'}",
+    ]
+    assert "need data.examples" in fails("labels", "--config", config, *flags)
+    flags.append(f"--data.test_targets={tmp_path / 'test.jsonl'}")
+    assert main(["labels", "--config", config, *flags]) == 0
+    store = LabelStore.open(tmp_path / "run" / "test_labels")
+    np.testing.assert_array_equal(store.read().losses, losses.T)
+    assert main(["train", "--config", config, *flags]) == 0
+    assert main(["evaluate", "--config", config, *flags, "--methods", "airrep,random"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [row["name"] for row in results["methods"]] == ["airrep", "random"]
+    assert results["noise_ceiling"] is None

@@ -1,0 +1,192 @@
+"""The encoder opens any text encoder and published checkpoints, and encodes the same everywhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_config, tiny_encoder, tiny_tokenizer
+from transformers import (
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5Model,
+)
+
+from airrep.encoder import AirRepEncoder
+from airrep.examples import Example, InputError
+
+EXAMPLES = [
+    Example(str(row), "what is the color of " + "apple " * row, "red " * (row % 3 + 1))
+    for row in range(11)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def encoder(base: Path) -> AirRepEncoder:
+    return AirRepEncoder.from_base(base)
+
+
+def test_untrained_embeddings_are_the_mean_pooled_base(base: Path, encoder: AirRepEncoder) -> None:
+    model = BertModel.from_pretrained(base, add_pooling_layer=False)
+    text = "Question: what is the color of apple apple \nAnswer: red red red "
+    inputs = tiny_tokenizer()(text, return_tensors="pt")
+    states = model(inputs["input_ids"]).last_hidden_state
+    torch.testing.assert_close(encoder.encode(EXAMPLES[2:3]), states.mean(dim=1).detach())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_batch_size_and_order_change_nothing(encoder: AirRepEncoder, batch_size: int) -> None:
+    expected = encoder.encode(EXAMPLES)
+    assert (expected.dtype, expected.shape) == (torch.float32, (len(EXAMPLES), 32))
+    assert (encoder.encode(EXAMPLES, batch_size=batch_size) - expected).abs().max() < 1e-5
+    backwards = encoder.encode(EXAMPLES[::-1], batch_size=batch_size)
+    assert (backwards.flip(0) - expected).abs().max() < 1e-5
+
+
+def test_encode_leaves_the_mode_as_it_was(encoder: AirRepEncoder) -> None:
+    expected = encoder.encode(EXAMPLES)
+    encoder.train()
+    encoder.base.embeddings.eval()
+    assert torch.equal(encoder.encode(EXAMPLES), expected)  # without dropout
+    assert encoder.training
+    assert encoder.base.encoder.training
+    assert not encoder.base.embeddings.training
+    assert encoder.encode([]).shape == (0, 32)
+
+
+def test_similarity_is_the_dot_product(encoder: AirRepEncoder) -> None:
+    scores = encoder.similarity(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    assert scores.tolist() == [[11.0, 2.0]]
+
+
+def test_round_trip(encoder: AirRepEncoder, tmp_path: Path) -> None:
+    torch.nn.init.normal_(encoder.projector.weight)
+    encoder.save_pretrained(tmp_path)
+    again = AirRepEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(EXAMPLES), encoder.encode(EXAMPLES))
+    assert again.max_length == encoder.max_length == 64
+    assert not again.training
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_reads_the_published_checkpoints(encoder: AirRepEncoder, tmp_path: Path) -> None:
+    """A flat BERT's config; weights named bert.* and projector.*, some of them bf16."""
+    weights = {
+        name.replace("base.", "bert.", 1): tensor for name, tensor in encoder.state_dict().items()
+    }
+    weights["projector.weight"] = torch.randn(32, 32).bfloat16()
+    weights["projector.bias"] = torch.randn(32).bfloat16()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = tiny_config(len(encoder.tokenizer)).to_dict()
+    config |= {"model_type": "airrep", "architectures": ["AirRepModel"], "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder.tokenizer.save_pretrained(str(tmp_path))
+
+    published = AirRepEncoder.from_pretrained(tmp_path)
+    pooled = encoder.encode(EXAMPLES)
+    expected = pooled @ weights["projector.weight"].float().T + weights["projector.bias"].float()
+    torch.testing.assert_close(published.encode(EXAMPLES), expected)
+    assert published.max_length == 64
+    published.save_pretrained(tmp_path / "ours")
+    assert torch.equal(
+        AirRepEncoder.from_pretrained(tmp_path / "ours").encode(EXAMPLES),
+        published.encode(EXAMPLES),
+    )
+
+
+def test_a_long_text_is_cut_by_the_one_rule(base: Path) -> None:
+    encoder = AirRepEncoder.from_base(base, max_length=24)
+    long = Example("long", "apple " * 500, "green")
+    (tokens,) = encoder.tokenize([long])
+    assert len(tokens) == 24
+    assert encoder.tokenizer.decode(tokens.ids[tokens.response_start :]) == "green [SEP]"
+    # The base reads 64 positions, so asking for more gets 64.
+    assert len(AirRepEncoder.from_base(base, max_length=512).tokenize([long])[0]) == 64
+
+
+def test_other_architectures(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(max_length=10**30)
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
+    distil = DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **shape)
+    roberta = RobertaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=0,
+        **shape,
+    )
+    models = [DistilBertModel(distil), RobertaModel(roberta)]
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2)
+    for model, length in zip([*models, T5Model(t5)], [40, 39, 512], strict=True):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+        encoder = AirRepEncoder.from_base(folder)
+        assert encoder.max_length == length
+        embeddings = encoder.encode([*EXAMPLES, Example("long", "apple " * 99, "red")])
+        encoder.save_pretrained(folder / "ours")
+        again = AirRepEncoder.from_pretrained(folder / "ours")
+        torch.testing.assert_close(again.encode(EXAMPLES), embeddings[: len(EXAMPLES)])
+
+
+def test_weights_are_only_ever_read_from_safetensors(base: Path, tmp_path: Path) -> None:
+    for path in base.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be opened as an encoder"):
+        AirRepEncoder.from_base(tmp_path)
+
+
+def test_a_folder_that_is_no_encoder(base: Path, encoder: AirRepEncoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no folder .*nowhere"):
+        AirRepEncoder.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    for opener in (AirRepEncoder.from_pretrained, AirRepEncoder.from_base):
+        with pytest.raises(InputError, match=r"no config.json.*it holds notes.txt"):
+            opener(tmp_path)
+    with pytest.raises(InputError, match="type 'bert', not an AirRep encoder"):
+        AirRepEncoder.from_pretrained(base)
+    encoder.save_pretrained(tmp_path / "ours")
+    with pytest.raises(InputError, match="is an AirRep encoder already"):
+        AirRepEncoder.from_base(tmp_path / "ours")
+
+
+def test_damaged_weights(encoder: AirRepEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    save_file(
+        {name: tensor for name, tensor in whole.items() if name != "projector.bias"},
+        path,
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(InputError, match=r"lacks 1 of .* weights \(first: projector.bias\)"):
+        AirRepEncoder.from_pretrained(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be opened as an encoder"):
+        AirRepEncoder.from_pretrained(tmp_path)
+
+
+def test_remote_code_is_not_run(base: Path, tmp_path: Path) -> None:
+    for path in base.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "theirs.py").write_text("raise SystemExit('remote code ran')")
+    with pytest.raises(InputError, match="cannot be opened as an encoder"):
+        AirRepEncoder.from_base(tmp_path)

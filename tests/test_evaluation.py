@@ -1,0 +1,234 @@
+"""Evaluation: a planted method wins, chance does not, and every number means what it says."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planted import Planted, planted_benchmark, planted_methods
+
+from airrep.attributors import make_attributor
+from airrep.evaluation import evaluate
+from airrep.examples import InputError
+from airrep.metrics import bootstrap_lds, lds_per_target, noise_ceiling
+from airrep.verdict import key_figures, verdict
+
+BENCHMARK = planted_benchmark()
+
+
+def run(methods=None, benchmark=BENCHMARK, **arguments):
+    return evaluate(
+        planted_methods(benchmark.truth) if methods is None else methods,
+        benchmark.pool,
+        benchmark.targets,
+        arguments.pop("labels", benchmark.labels),
+        **{"benchmark": "planted", "repeat_labels": benchmark.repeats, "draws": 200} | arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    return run(config={"lm": "planted", "rate": 0.1})
+
+
+def row(results, name):
+    return next(one for one in results["methods"] if one["name"] == name)
+
+
+def test_results_hold_what_the_design_promises_as_finite_json(evaluated):
+    results, scores = evaluated
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert results["benchmark"] == "planted"
+    assert (results["targets"], results["subsets"], results["pool"]) == (24, 30, 60)
+    assert results["config"] == {"lm": "planted", "rate": 0.1}
+    assert "torch" in results["versions"]
+    assert results["skipped"] == []
+    promised = {"name", "pooling", "lds", "ci95", "fit_seconds", "examples_per_second"}
+    for method in results["methods"]:
+        assert promised | {"bytes_per_example", "query_seconds", "oracle"} <= set(method)
+        assert method["ci95"][0] <= method["lds"] <= method["ci95"][1]
+        assert method["fit_seconds"] > 0
+        assert method["examples_per_second"] == pytest.approx(60 / method["fit_seconds"])
+        assert scores[method["name"]].shape == (24, 60)
+
+
+def test_the_planted_method_wins_and_random_does_not(evaluated):
+    results, _ = evaluated
+    ceiling = results["noise_ceiling"]["lds"]
+    assert 0.7 < row(results, "airrep")["lds"] < ceiling < 1
+    low, high = row(results, "random")["ci95"]
+    assert low < 0 < high
+    for key in ("comparison", "comparison_without_oracles"):
+        assert results[key]["method"] == "airrep"
+        assert results[key]["wins"]
+        assert results[key]["share_not_better"] == 0
+    assert [one["baseline"] for one in results["differences"]] == ["tfidf", "same_task", "random"]
+    assert verdict(results)["title"].startswith("AirRep beats every baseline")
+
+
+def test_chance_does_not_win():
+    methods = {
+        "airrep": Planted(np.random.default_rng(9).normal(size=BENCHMARK.truth.shape)),
+        "random": make_attributor("random"),
+    }
+    results, _ = run(methods)
+    assert not results["comparison"]["wins"]
+    assert results["comparison"]["ci95"][0] < 0
+    assert verdict(results)["title"] == "AirRep is not clearly better than Random"
+
+
+def test_an_oracle_that_wins_is_named():
+    methods = {
+        "airrep": Planted(BENCHMARK.truth, noise=1.0),
+        "random": make_attributor("random"),
+        "same_task": Planted(BENCHMARK.truth),
+    }
+    oracle = type("Oracle", (Planted,), {"name": "same_task", "oracle": True})
+    methods["same_task"] = oracle(BENCHMARK.truth)
+    results, _ = run(methods)
+    assert results["comparison"]["best_baseline"] == "same_task"
+    assert not results["comparison"]["wins"]
+    assert results["comparison_without_oracles"]["best_baseline"] == "random"
+    assert results["comparison_without_oracles"]["wins"]
+    said = verdict(results)
+    assert said["title"] == (
+        "AirRep beats every baseline that reads only text, but does worse than Same-task count"
+    )
+    assert "an oracle that is told the tasks" in said["lead"]
+
+
+def test_numbers_are_those_of_the_metrics(evaluated):
+    results, scores = evaluated
+    attributor = Planted(BENCHMARK.truth, 0.3).fit(BENCHMARK.pool)
+    subset_scores = attributor.score_subsets(BENCHMARK.targets, BENCHMARK.labels.subsets)
+    lds, _ = lds_per_target(subset_scores, BENCHMARK.labels.losses)
+    found = row(results, "airrep")
+    np.testing.assert_array_equal(scores["airrep"], attributor.score(BENCHMARK.targets))
+    assert found["lds"] == found["lds_sum"] == pytest.approx(lds.mean())
+    attributor.pooling = "attention"
+    attended = attributor.score_subsets(BENCHMARK.targets, BENCHMARK.labels.subsets)
+    attended_lds, _ = lds_per_target(attended, BENCHMARK.labels.losses)
+    assert found["lds_attention"] == pytest.approx(attended_lds.mean())
+    for task, value in found["per_task"].items():
+        rows = [i for i, target in enumerate(BENCHMARK.targets) if target.task == task]
+        assert value == pytest.approx(lds[rows].mean())
+    rng, _ = np.random.default_rng(0).spawn(2)
+    interval = bootstrap_lds(subset_scores, BENCHMARK.labels.losses, 200, rng)
+    assert found["ci95"] == pytest.approx(interval)
+    again = BENCHMARK.repeats.numbers
+    ceiling = noise_ceiling(BENCHMARK.labels.losses[:, again], BENCHMARK.repeats.losses)
+    assert {key: results["noise_ceiling"][key] for key in ceiling} == pytest.approx(ceiling)
+    assert results["noise_ceiling"]["subsets"] == len(again)
+
+
+def test_retrieval_counts_targets_with_proponents(evaluated):
+    results, _ = evaluated
+    exact, _ = run({"airrep": Planted(BENCHMARK.truth)})
+    found = row(exact, "airrep")["retrieval"]
+    assert found == {
+        "targets": 12, "outside_pool": 0, "recall_at_1": 1.0, "recall_at_5": 1.0,
+        "recall_at_10": 1.0, "recall_at_50": 1.0, "mrr": 1.0,
+    }  # fmt: skip
+    assert row(results, "random")["retrieval"]["recall_at_5"] < 0.5
+
+
+def test_proponents_outside_the_pool_are_counted_and_none_known_is_null():
+    stray = [replace(one, meta={"proponents": ["gone"]}) for one in BENCHMARK.targets]
+    results, _ = run(benchmark=replace(BENCHMARK, targets=stray))
+    assert all(method["retrieval"] is None for method in results["methods"])
+    stray[0] = replace(stray[0], meta={"proponents": ["gone", "pool-3"]})
+    results, _ = run(benchmark=replace(BENCHMARK, targets=stray))
+    found = row(results, "airrep")["retrieval"]
+    assert (found["targets"], found["outside_pool"]) == (1, 24)
+
+
+def test_missing_and_constant_losses_are_reported_and_stay_finite():
+    losses = BENCHMARK.labels.losses.copy()
+    losses[0, :5] = np.nan
+    losses[1] = np.nan
+    losses[2] = 1.5
+    results, _ = run(labels=replace(BENCHMARK.labels, losses=losses))
+    json.dumps(results, allow_nan=False)
+    assert results["missing_losses"] == 35
+    assert results["constant_label_targets"] == 2
+    assert row(results, "airrep")["constant_targets"] == 2
+
+
+def test_the_seed_fixes_every_number_but_the_seconds():
+    def numbers(results):
+        timed = {"fit_seconds", "examples_per_second", "query_seconds"}
+        rows = [{k: v for k, v in m.items() if k not in timed} for m in results["methods"]]
+        return {**results, "methods": rows}
+
+    first, second = (numbers(run(draws=50, seed=4)[0]) for _ in range(2))
+    assert first == second
+    assert first != numbers(run(draws=50, seed=5)[0])
+
+
+def test_methods_that_cannot_run_here_are_skipped_with_their_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    nameless = [replace(target, task=None) for target in BENCHMARK.targets]
+    results, scores = run(benchmark=replace(BENCHMARK, targets=nameless))
+    reasons = {one["name"]: one["reason"] for one in results["skipped"]}
+    assert reasons["tfidf"] == "tfidf needs scikit-learn; run `pip install airrep[baselines]`."
+    assert "24 of 24 targets have none" in reasons["same_task"]
+    assert list(scores) == ["airrep", "random"]
+    assert row(results, "airrep")["per_task"] == {}
+
+
+def test_without_a_learned_method_or_repeats_there_is_nothing_to_compare():
+    results, _ = run({"random": make_attributor("random")}, repeat_labels=None)
+    assert results["comparison"] is None
+    assert results["comparison_without_oracles"] is None
+    assert results["differences"] == []
+    assert results["noise_ceiling"] is None
+    assert "not measured" in verdict(results)["lead"]
+    assert key_figures(results)[0]["name"] == "LDS of Random"
+    alone, _ = run({"airrep": Planted(BENCHMARK.truth)})
+    assert alone["comparison"] is None
+    assert len(BENCHMARK.repeats.numbers) > 1
+
+
+def test_one_repeated_subset_gives_no_ceiling():
+    repeats = BENCHMARK.repeats
+    one = replace(
+        repeats,
+        subsets=repeats.subsets[:1],
+        losses=repeats.losses[:, :1],
+        numbers=repeats.numbers[:1],
+    )
+    assert run(repeat_labels=one)[0]["noise_ceiling"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"labels": replace(BENCHMARK.labels, losses=BENCHMARK.labels.losses[:5])},
+            "labels hold losses of 5 targets, but 24 targets were given",
+        ),
+        (
+            {"labels": replace(BENCHMARK.labels, losses=BENCHMARK.labels.losses[:, :5])},
+            "5 columns of losses for 30 subsets",
+        ),
+        (
+            {"labels": replace(BENCHMARK.labels, subsets=[np.array([60])] * 30)},
+            "Subset 0 has row 60, outside the pool of 60",
+        ),
+        (
+            {"repeat_labels": replace(BENCHMARK.repeats, subsets=[np.array([1])] * 10)},
+            "Subset 0 differs between the labels and the repeated labels",
+        ),
+        (
+            {"repeat_labels": replace(BENCHMARK.repeats, losses=BENCHMARK.repeats.losses[:3])},
+            "repeated labels hold 3 targets, the labels 24",
+        ),
+        ({"config": {"rate": float("nan")}}, "config cannot be written as JSON"),
+        ({"draws": 0}, "draws is 0"),
+        ({"methods": {}}, "No method could run. Give at least one method."),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(**arguments)

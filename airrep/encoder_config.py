@@ -77,6 +77,8 @@ def new_base(config: AirRepConfig) -> PreTrainedModel:
 def base_loader(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
     """The auto class for this architecture and the arguments that leave its pooler out."""
     kind = type(config)
+    loader: Any
+    model_class: Any
     if kind in MODEL_FOR_TEXT_ENCODING_MAPPING:  # T5's encoder without its decoder
         loader, model_class = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING[kind]
     elif getattr(config, "is_encoder_decoder", False):

@@ -1,10 +1,12 @@
 """The split of labels: subsets and targets that train, and those that choose the best step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airrep.examples import InputError
+from airrep.attributor import check_subsets
+from airrep.examples import Example, InputError
 from airrep.label_store import Labels
 from airrep.objectives import standardise_labels
 from airrep.train_settings import TrainSettings
@@ -20,6 +22,28 @@ class Holdout:
     held_subsets: np.ndarray
     train_targets: np.ndarray
     held_targets: np.ndarray
+
+
+def check_labels(
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    labels: Labels,
+    target_weights: np.ndarray | None,
+) -> None:
+    """Raises InputError unless pool, targets, labels and target weights fit together."""
+    if labels.losses.shape != (len(targets), len(labels.subsets)):
+        raise InputError(
+            f"The labels hold losses of shape {labels.losses.shape} for {len(targets)} targets "
+            f"and {len(labels.subsets)} subsets; give the targets they were made for."
+        )
+    check_subsets(labels.subsets, len(pool))
+    if target_weights is None:
+        return
+    if target_weights.shape != (len(targets),) or not (target_weights >= 0).all():
+        raise InputError(
+            f"target_weights have shape {target_weights.shape} for {len(targets)} targets; give "
+            "one number of at least 0 for each."
+        )
 
 
 def hold_out(labels: Labels, settings: TrainSettings) -> Holdout:

@@ -81,9 +81,11 @@ def response_batch(examples: Sequence[TokenizedExample]) -> ResponseBatch:
 
 
 class ResponseModel:
-    """A causal LM that computes logits only where response tokens are predicted.
+    """A causal LM that computes only what the loss of responses needs.
 
-    Padding on the right needs no attention mask: with causal attention no real token sees it.
+    The head, and the last block's feed-forward part, run only where response tokens are
+    predicted. Padding on the right needs no attention mask: with causal attention no real token
+    sees it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,24 +94,49 @@ class ResponseModel:
         if head is None:
             raise InputError(f"{type(model).__name__} has no output embeddings; give a causal LM.")
         self._predicts: torch.Tensor | None = None
-        self._hook = head.register_forward_pre_hook(self._select)
-
-    def _select(self, head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
         # Selecting in front of the head keeps whatever the model does to its logits afterwards.
-        return None if self._predicts is None else (inputs[0][self._predicts],)
+        self._hooks = [head.register_forward_pre_hook(self._select)]
+        blocks = find_blocks(model)
+        feed_forward = None if blocks is None else getattr(blocks[-1], "mlp", None)
+        if feed_forward is not None:
+            self._hooks.append(feed_forward.register_forward_pre_hook(self._select))
+            self._hooks.append(feed_forward.register_forward_hook(self._put_back))
+
+    def _select(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+        # As one text of all selected positions: a mixture of experts wants three dimensions.
+        return None if self._predicts is None else (inputs[0][self._predicts][None], *inputs[1:])
+
+    def _put_back(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> Any:
+        if self._predicts is None:
+            return None
+        # Nothing reads the other positions: the head is the only one behind the last block.
+        whole = output.new_zeros(*self._predicts.shape, output.shape[-1])
+        whole[self._predicts] = output[0]
+        return whole
 
     def token_losses(self, batch: ResponseBatch) -> torch.Tensor:
         """Cross-entropy (R,) float32 of every response token of the batch."""
         self._predicts = batch.predicts
         try:
-            logits = self.model(input_ids=batch.ids, use_cache=False).logits
+            logits = self.model(input_ids=batch.ids, use_cache=False).logits[0]
         finally:
             self._predicts = None
         return F.cross_entropy(logits.float(), batch.tokens, reduction="none")
 
     def close(self) -> None:
         """Gives the model back as it was."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList | None:
+    """The model's transformer blocks: its list of as many modules as its configuration has layers.
+
+    None when it has no such list.
+    """
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next((blocks for blocks in lists if len(blocks) == count), None)
 
 
 def mean_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

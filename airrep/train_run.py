@@ -62,9 +62,16 @@ class TrainRun:
 
     def finished(self) -> dict[str, Any] | None:
         """train.json of this very run when it is done; InputError when it is of another."""
-        if self.output is None or not (self.output / "train.json").exists():
+        if self.output is None:
             return None
         path = self.output / "train.json"
+        if not path.exists():
+            if (self.output / "encoder").exists() and not (self.output / HISTORY).exists():
+                raise InputError(
+                    f"{self.output / 'encoder'} exists, but no train.json beside it says where it "
+                    "is from; give another output folder, or move the encoder away."
+                )
+            return None
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             known = about["fingerprint"]

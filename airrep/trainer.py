@@ -12,12 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from airrep.attributor import check_subsets
 from airrep.checkpoint import write_checkpoint
 from airrep.encoder import AirRepEncoder, evaluating
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
-from airrep.holdout import training_labels
+from airrep.holdout import check_labels, training_labels
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
 from airrep.objectives import make_objective
@@ -72,7 +71,7 @@ def train_encoder(
     that do not fit together, an output folder of another run, and a loss that is not finite.
     """
     check_settings(settings)
-    _check_inputs(pool, targets, labels, target_weights)
+    check_labels(pool, targets, labels, target_weights)
     accelerator = Accelerator() if accelerator is None else accelerator
     fingerprint = fingerprint_run(encoder, pool, targets, labels, target_weights, settings)
     run = TrainRun(None if output is None else Path(output), fingerprint)
@@ -153,6 +152,7 @@ class Trainer:
             "steps": self.state.step,
             "seconds": self.state.history[-1]["seconds"],
             "dropped_targets": self.dropped,
+            "processes": self.accelerator.num_processes,
         }
         if main:
             self.run.finish(self.encoder, self.settings, outcome)
@@ -168,13 +168,12 @@ class Trainer:
     def _run_steps(self, log: TrainLog) -> None:
         state, settings = self.state, self.settings
         before = state.history[-1]["seconds"] if state.history else 0.0
-        start = time.perf_counter()
+        self._started = time.perf_counter() - before
         if not state.history:
-            self._record(log, None, None, time.perf_counter() - start)
+            self._record(log, None, None)
         while not state.exhausted():
             loss = self._take_gradient()
-            norm = state.update()
-            self._record(log, loss, norm, before + time.perf_counter() - start)
+            self._record(log, loss, state.update())
             if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 self._write_checkpoint()
 
@@ -214,9 +213,7 @@ class Trainer:
         columns = _draw(rng, subset_count, self.settings.subsets_per_step)
         return columns, _draw(rng, target_count, self.settings.targets_per_step)
 
-    def _record(
-        self, log: TrainLog, loss: float | None, norm: float | None, seconds: float
-    ) -> None:
+    def _record(self, log: TrainLog, loss: float | None, norm: float | None) -> None:
         state = self.state
         train_lds, validation_lds = None, None
         due = state.step % self.settings.evaluate_every == 0
@@ -230,7 +227,7 @@ class Trainer:
             "learning_rate": state.learning_rate,
             "train_lds": train_lds,
             "validation_lds": validation_lds,
-            "seconds": round(seconds, 3),
+            "seconds": round(time.perf_counter() - self._started, 3),
         }
         state.history.append(entry)
         log.add(entry)
@@ -287,24 +284,3 @@ def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> 
         f"The {what} at step {step} came out as {value}: training diverged; lower the "
         f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
     )
-
-
-def _check_inputs(
-    pool: Sequence[Example],
-    targets: Sequence[Example],
-    labels: Labels,
-    target_weights: np.ndarray | None,
-) -> None:
-    if labels.losses.shape != (len(targets), len(labels.subsets)):
-        raise InputError(
-            f"The labels hold losses of shape {labels.losses.shape} for {len(targets)} targets "
-            f"and {len(labels.subsets)} subsets; give the targets they were made for."
-        )
-    check_subsets(labels.subsets, len(pool))
-    if target_weights is None:
-        return
-    if target_weights.shape != (len(targets),) or not (target_weights >= 0).all():
-        raise InputError(
-            f"target_weights have shape {target_weights.shape} for {len(targets)} targets; give "
-            "one number of at least 0 for each."
-        )

@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from airrep.examples import InputError, TokenizedExample, length_sorted_batches, pad
+from airrep.lm import find_blocks
 
 BATCH = 32
 TOLERANCE = 1e-3
@@ -33,8 +34,12 @@ class Trunk:
         Raises InputError when the model has too few blocks, or when the cut model does not
         compute what the whole one does (an architecture this does not fit).
         """
-        holder, name = find_blocks(model)
-        blocks = getattr(holder, name)
+        blocks = find_blocks(model)
+        if blocks is None:
+            raise InputError(
+                f"{type(model).__name__} has no list of its blocks to cut between; "
+                'use recipe.train "lora" or "all".'
+            )
         if not 1 <= layers <= len(blocks):
             raise InputError(
                 f"recipe.layers is {layers}, but {type(model).__name__} has {len(blocks)} blocks; "
@@ -48,14 +53,12 @@ class Trunk:
         self.activations = self._run(model, blocks, layers, examples, show_progress)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        kept = list(blocks[len(blocks) - layers :])
-        # The blocks keep their number, since masks and rotary tables are looked up by it.
-        passing = [_Passing(block) for block in blocks[1 : len(blocks) - layers]]
-        if len(blocks) > layers:
-            setattr(holder, name, nn.ModuleList([stored, *passing, *kept]))
-        self.stored = stored
-        for module in (*kept, *_norms_above(model, holder, name)):
+        for module in (*blocks[len(blocks) - layers :], *_norms_outside(model, blocks)):
             module.requires_grad_(True)
+        # The list keeps its length: masks and rotary tables are looked up by a block's number.
+        for number in range(len(blocks) - layers):
+            blocks[number] = _Passing(blocks[number]) if number else stored
+        self.stored = stored
         self._check(model, examples, whole)
 
     def put(self, rows: np.ndarray, length: int) -> None:
@@ -153,31 +156,13 @@ class _StoredActivations(_Passing):
         return self.hidden
 
 
-def find_blocks(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the model's transformer blocks, and the name they have in it.
-
-    Raises InputError when there is no list of as many modules as the configuration has layers.
-    """
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return module, name
-    raise InputError(
-        f'{type(model).__name__} has no list of {count} blocks; use recipe.train "lora" or "all".'
-    )
-
-
-def _norms_above(model: nn.Module, holder: nn.Module, blocks: str) -> list[nn.Module]:
-    """The norm between the last block and the head: children behind the blocks, with weights."""
-    names = [name for name, _ in holder.named_children()]
-    behind = names[names.index(blocks) + 1 :]
-    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
+def _norms_outside(model: nn.Module, blocks: nn.ModuleList) -> list[nn.Module]:
+    """The norms that are in no block: the last one, before the head, among them."""
+    inside = set(blocks.modules())
     return [
-        child
-        for name in behind
-        if id(child := getattr(holder, name)) not in embeddings
-        and "norm" in type(child).__name__.lower()
+        module
+        for module in model.modules()
+        if module not in inside and type(module).__name__.lower().endswith("norm")
     ]
 
 

@@ -10,10 +10,9 @@ import torch
 import transformers
 
 from airrep.examples import Example, InputError, Template, TokenizedExample, tokenize_examples
-from airrep.lm import load_lm, response_losses
+from airrep.lm import find_blocks, load_lm, response_losses
 from data_builders.finetune import FineTuner
 from data_builders.recipes import Recipe
-from data_builders.trunk import find_blocks
 from tests.tiny_lm import save_tiny_lm, tiny_tokenizer
 
 COLOURS = ("blue", "green", "red", "white")
@@ -144,8 +143,7 @@ def test_lora_leaves_the_global_generator_alone(folder: Path) -> None:
 
 def test_the_blocks_are_found(folder: Path) -> None:
     model, _ = load_lm(folder)
-    holder, name = find_blocks(model)
-    assert getattr(holder, name) is model.model.layers
+    assert find_blocks(model) is model.model.layers
 
 
 @pytest.mark.parametrize(

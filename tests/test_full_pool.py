@@ -35,6 +35,11 @@ UNBOUNDED = 10**9
 layers = pytest.mark.parametrize("trainable_layers", [None, 3, 1, 0])
 
 
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> AirRepEncoder:
     return AirRepEncoder.from_base(tiny_encoder(tmp_path_factory.mktemp("base")))
@@ -69,7 +74,7 @@ def gradients(
         value = float(loss.detach())
     else:
         full_pool = FullPool(
-            texts, list(parameters.values()), Accelerator(cpu=True), chunk_tokens, max_graph_tokens
+            texts, list(parameters.values()), Accelerator(), chunk_tokens, max_graph_tokens
         )
         value = full_pool.backward(ROWS, objective, random_state)
     return value, {name: parameter.grad.clone() for name, parameter in parameters.items()}
@@ -138,7 +143,7 @@ def test_a_value_that_is_not_finite_sets_no_gradient(encoder: AirRepEncoder) -> 
     texts = prepare_texts(encoder, encoder.tokenize(EXAMPLES), 0, 50)
     parameters = list(encoder.projector.parameters())
     encoder.zero_grad()
-    full_pool = FullPool(texts, parameters, Accelerator(cpu=True), 50, 0)
+    full_pool = FullPool(texts, parameters, Accelerator(), 50, 0)
     assert np.isnan(full_pool.backward(ROWS, lambda embeddings: embeddings.sum() * np.nan))
     assert all(parameter.grad is None for parameter in parameters)
 
@@ -146,7 +151,7 @@ def test_a_value_that_is_not_finite_sets_no_gradient(encoder: AirRepEncoder) -> 
 def test_embed_keeps_the_order_of_the_rows(encoder: AirRepEncoder) -> None:
     encoder.eval()
     texts = prepare_texts(encoder, encoder.tokenize(EXAMPLES), 1, 50)
-    full_pool = FullPool(texts, list(encoder.parameters()), Accelerator(cpu=True), 50, 0)
+    full_pool = FullPool(texts, list(encoder.parameters()), Accelerator(), 50, 0)
     rows = np.random.default_rng(0).permutation(len(EXAMPLES))
     expected = encoder.encode([EXAMPLES[row] for row in rows])
     torch.testing.assert_close(full_pool.embed(rows), expected)

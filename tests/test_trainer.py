@@ -1,0 +1,374 @@
+"""Training finds a planted signal, chooses by held-out labels only, and survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_encoder
+from train_in_process import settings_of, train
+from training_task import files_in, planted_examples, planted_labels
+
+import airrep.trainer
+from airrep.checkpoint import newest_checkpoint
+from airrep.encoder import AirRepEncoder
+from airrep.examples import InputError
+from airrep.holdout import hold_out
+from airrep.label_store import Labels
+from airrep.train_settings import TrainSettings
+from airrep.trainer import TrainResult, train_encoder
+
+HERE = Path(__file__).parent
+POOL, TARGETS = planted_examples(48, seed=1), planted_examples(24, seed=2)
+LABELS = planted_labels(POOL, TARGETS, subsets=40, size=12)
+QUICK = TrainSettings(learning_rate=3e-3, warmup_steps=2, max_steps=6, show_progress=False)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit-identical is a promise of the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def run(base: Path) -> Callable[..., TrainResult]:
+    def run(settings: TrainSettings = QUICK, labels: Labels = LABELS, **others: Any) -> TrainResult:
+        encoder = AirRepEncoder.from_base(base)
+        arguments = {"pool": POOL, "targets": TARGETS, "output": None, **others}
+        return train_encoder(encoder, labels=labels, settings=settings, **arguments)
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "encoder" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(result: TrainResult, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(entry[key] for key in keys) for entry in result.history]
+
+
+def turned_round(settings: TrainSettings) -> Labels:
+    """Labels whose held-out part says the opposite of the rest."""
+    split = hold_out(LABELS, settings)
+    losses = LABELS.losses.copy()
+    losses[np.ix_(split.held_targets, split.held_subsets)] *= -1
+    return replace(LABELS, losses=losses)
+
+
+def test_a_planted_signal_is_learned(run: Callable[..., TrainResult]) -> None:
+    settings = replace(QUICK, max_steps=28, evaluate_every=4)
+    result = run(settings)
+    assert result.history[0]["validation_lds"] < 0.3
+    assert result.validation_lds is not None
+    assert result.validation_lds > 0.7
+    assert result.history[-1]["loss"] < 0.5 * result.history[1]["loss"]
+    # The encoder that comes back is the one of the best step: its LDS can be measured again.
+    split = hold_out(LABELS, settings)
+    from airrep.attributors.airrep import AirRepAttributor
+    from airrep.metrics import lds_per_target
+
+    scores = (
+        AirRepAttributor(result.encoder)
+        .fit(POOL)
+        .score_subsets(
+            [TARGETS[row] for row in split.held_targets],
+            [LABELS.subsets[column] for column in split.held_subsets],
+        )
+    )
+    lds, _ = lds_per_target(scores, LABELS.losses[np.ix_(split.held_targets, split.held_subsets)])
+    assert lds.mean() == pytest.approx(result.validation_lds, abs=0.02)
+
+
+@pytest.mark.parametrize("objective", ["pairwise_ranking", "soft_spearman"])
+def test_other_objectives_train(run: Callable[..., TrainResult], objective: str) -> None:
+    result = run(replace(QUICK, objective=objective))
+    assert result.history[-1]["loss"] < result.history[1]["loss"]
+
+
+def test_held_out_labels_only_choose_the_step(run: Callable[..., TrainResult]) -> None:
+    """Labels of held-out subsets or targets change the choice, never a loss or a gradient."""
+    split = hold_out(LABELS, QUICK)
+    rng = np.random.default_rng(0)
+    losses = rng.normal(3, 1, LABELS.losses.shape).astype(np.float32)
+    kept = np.ix_(split.train_targets, split.train_subsets)
+    losses[kept] = LABELS.losses[kept]
+    first, second = run(), run(labels=replace(LABELS, losses=losses))
+    trained = ("step", "loss", "gradient_norm", "train_lds")
+    assert history(first, *trained) == history(second, *trained)
+    assert history(first, "validation_lds") != history(second, "validation_lds")
+    # And the choice does follow them.
+    assert run(labels=turned_round(QUICK)).best_step < first.best_step
+
+
+def test_the_training_gradient_does_see_training_labels(run: Callable[..., TrainResult]) -> None:
+    """Guards the test above: it would pass as well if no label mattered."""
+    split = hold_out(LABELS, QUICK)
+    losses = LABELS.losses.copy()
+    losses[split.train_targets[0], split.train_subsets[0]] += 1
+    changed = run(labels=replace(LABELS, losses=losses))
+    assert changed.history[1]["loss"] != run().history[1]["loss"]
+
+
+def test_patience_ends_training(run: Callable[..., TrainResult]) -> None:
+    settings = replace(QUICK, max_steps=30, evaluate_every=2, patience=2)
+    result = run(settings, turned_round(settings))
+    assert result.history[-1]["step"] == result.best_step + 4 < 30
+    judged = [entry["validation_lds"] for entry in result.history[::2]]
+    assert result.validation_lds == max(judged) == judged[result.best_step // 2]
+
+
+def test_nothing_held_out_takes_the_last_step(run: Callable[..., TrainResult]) -> None:
+    result = run(replace(QUICK, validation_subsets=0.0, validation_targets=0.0, max_steps=3))
+    assert (result.best_step, result.validation_lds) == (3, None)
+    assert result.history[-1]["train_lds"] is not None
+
+
+def test_missing_labels_and_flat_targets(run: Callable[..., TrainResult]) -> None:
+    losses = LABELS.losses.copy()
+    losses[np.random.default_rng(0).random(losses.shape) < 0.1] = np.nan
+    split = hold_out(LABELS, QUICK)
+    losses[split.train_targets[:2]] = 1.5
+    result = run(labels=replace(LABELS, losses=losses))
+    assert result.dropped_targets == 2
+    assert np.isfinite([entry["loss"] for entry in result.history[1:]]).all()
+
+
+def test_target_weights(run: Callable[..., TrainResult]) -> None:
+    split = hold_out(LABELS, QUICK)
+    losses = LABELS.losses.copy()
+    losses[split.train_targets[0]] = np.random.default_rng(0).normal(3, 1, losses.shape[1])
+    without_it = np.ones(len(TARGETS))
+    without_it[split.train_targets[0]] = 0
+    trained = ("loss", "gradient_norm")
+    a = run(target_weights=without_it)
+    b = run(labels=replace(LABELS, losses=losses), target_weights=without_it)
+    assert history(a, *trained) == history(b, *trained)
+    assert history(a, *trained) != history(run(), *trained)
+
+
+@pytest.mark.parametrize("trainable_layers", [0, 1])
+def test_frozen_layers_stay_as_they_were(
+    base: Path, run: Callable[..., TrainResult], trainable_layers: int
+) -> None:
+    start = AirRepEncoder.from_base(base).state_dict()
+    settings = replace(QUICK, trainable_layers=trainable_layers, validation_subsets=0.0)
+    after = run(settings).encoder.state_dict()
+    changed = {name for name in start if not torch.equal(start[name], after[name])}
+    assert {"projector.weight", "projector.bias"} <= changed
+    assert all(name.startswith(("projector.", "base.encoder.layer.2.")) for name in changed)
+    assert (len(changed) > 2) == (trainable_layers == 1)
+
+
+def test_finished_runs_are_read_back(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    first = run(output=tmp_path)
+    assert files_in(tmp_path) == [
+        "encoder/config.json",
+        "encoder/model.safetensors",
+        "encoder/tokenizer.json",
+        "encoder/tokenizer_config.json",
+        "history.jsonl",
+        "train.json",
+    ]
+    about = json.loads((tmp_path / "train.json").read_text())
+    assert about["best_step"] == first.best_step
+    assert about["settings"]["learning_rate"] == 3e-3
+    assert {"versions", "git_revision", "validation_lds"} <= about.keys()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = run(output=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+    assert (again.best_step, again.validation_lds) == (first.best_step, first.validation_lds)
+    assert again.history == first.history
+    assert same(again.encoder.state_dict(), first.encoder.state_dict())
+
+
+def test_another_run_is_refused(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    run(output=tmp_path)
+    with pytest.raises(InputError, match=r"another training run \(learning_rate: 0.003 there, 0.1"):
+        run(replace(QUICK, learning_rate=0.1), output=tmp_path)
+    losses = LABELS.losses + np.float32(0.1)
+    with pytest.raises(InputError, match=r"losses: '?\w{12}'? there, \w{12} now"):
+        run(labels=replace(LABELS, losses=losses), output=tmp_path)
+    with pytest.raises(InputError, match=r"pool: \w{12} there, \w{12} now"):
+        run(pool=[*POOL[1:], POOL[0]], output=tmp_path)
+
+
+def test_an_encoder_of_unknown_origin_is_not_overwritten(
+    base: Path, run: Callable[..., TrainResult], tmp_path: Path
+) -> None:
+    AirRepEncoder.from_base(base).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(InputError, match=r"encoder exists, but no train.json beside it"):
+        run(output=tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airrep.trainer.TrainRun, "finish", lambda *_: None)  # as if killed there
+    train(base, tmp_path, settings_of(0, dropout=False))
+    with pytest.raises(InputError, match=r"checkpoints belongs to another .*seed: 0 there, 1 now"):
+        train(base, tmp_path, replace(settings_of(0, dropout=False), seed=1))
+    for path in (tmp_path / "checkpoints").glob("*/state.json"):
+        path.write_text("{")
+    with pytest.raises(InputError, match="delete that folder to start again"):
+        train(base, tmp_path, settings_of(0, dropout=False))
+
+
+def test_a_damaged_newest_checkpoint_falls_back(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(0, dropout=False)
+    whole = train(base, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(airrep.trainer.TrainRun, "finish", lambda *_: None)
+        train(base, tmp_path / "hurt", settings)
+    os.truncate(tmp_path / "hurt/checkpoints/step-000008/tensors.safetensors", 50)
+    found = newest_checkpoint(tmp_path / "hurt/checkpoints")
+    assert found is not None
+    assert found.step == 6
+    resumed = train(base, tmp_path / "hurt", settings)
+    assert same(weights(tmp_path / "hurt"), weights(tmp_path / "whole"))
+    numbers = ("step", "loss", "validation_lds")
+    assert history(resumed, *numbers) == history(whole, *numbers)
+
+
+def launch(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit status and standard error of a Python process; none of its children outlives it."""
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, error = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, error
+
+
+def test_resume_after_a_kill_is_bit_identical(base: Path, tmp_path: Path) -> None:
+    script, threads = str(HERE / "train_in_process.py"), str(torch.get_num_threads())
+    output = tmp_path / "killed"
+    status, error = launch(script, str(base), str(output), threads, "3", "2", "dropout")
+    assert status == -signal.SIGKILL, error
+    names = sorted(path.name for path in (output / "checkpoints").iterdir())
+    assert names == ["step-000002", "step-000004", "step-000006.partial"]
+    assert not (output / "encoder").exists()
+
+    settings = settings_of(2, dropout=True)
+    resumed = train(base, output, settings)
+    whole = train(base, tmp_path / "whole", settings)
+    assert same(weights(output), weights(tmp_path / "whole"))
+    numbers = ("step", "loss", "gradient_norm", "train_lds", "validation_lds")
+    assert history(resumed, *numbers) == history(whole, *numbers)
+    lines = (output / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(9))
+    assert "checkpoints" not in {path.name for path in output.iterdir()}
+
+
+def test_two_processes_equal_one(base: Path, tmp_path: Path) -> None:
+    status, error = launch(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(str(HERE / "train_in_process.py"), str(base), str(tmp_path / "two")),
+        *("1", "0", "all", "dropout"),
+        OMP_NUM_THREADS="1",
+    )
+    assert status == 0, error[-3000:]
+    one = train(base, tmp_path / "one", settings_of(None, dropout=True))
+    two = weights(tmp_path / "two")
+    for name, weight in weights(tmp_path / "one").items():
+        # Softmax does not see a key's bias: its gradient is rounding, which Adam makes large.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-4)
+    encoder = AirRepEncoder.from_pretrained(tmp_path / "two" / "encoder")
+    torch.testing.assert_close(encoder.encode(POOL), one.encoder.encode(POOL), rtol=1e-4, atol=1e-4)
+    about = json.loads((tmp_path / "two" / "train.json").read_text())
+    assert about["best_step"] == one.best_step
+    assert about["processes"] == 2
+
+
+def test_a_loss_that_is_not_finite(run: Callable[..., TrainResult]) -> None:
+    with pytest.raises(InputError, match=r"at step \d+ .* lower the learning_rate \(now 1e\+30\)"):
+        run(replace(QUICK, learning_rate=1e30))
+
+
+def test_wandb_offline_stays_offline(
+    run: Callable[..., TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[dict[str, Any], int]] = []
+
+    class FakeRun:
+        def log(self, entry: dict[str, Any], step: int) -> None:
+            logged.append((entry, step))
+
+        def finish(self, exit_code: int) -> None:
+            logged.append(({"exit_code": exit_code}, -1))
+
+    opened: dict[str, Any] = {}
+
+    def init(**arguments: Any) -> FakeRun:
+        opened.update(arguments)
+        return FakeRun()
+
+    monkeypatch.setattr("wandb.init", init)
+    run(replace(QUICK, wandb="offline", max_steps=2), output=tmp_path)
+    assert (opened["mode"], opened["dir"]) == ("offline", str(tmp_path))
+    assert [step for _, step in logged] == [0, 1, 2, -1]
+    assert logged[2][0]["validation_lds"] is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "hinge"}, "no objective 'hinge'"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; give a number above 0"),
+        ({"max_steps": 0}, "max_steps is 0; give at least 1"),
+        ({"subsets_per_step": 1}, "subsets_per_step is 1; give at least 2"),
+        ({"validation_subsets": 1.0}, "validation_subsets is 1.0; give a share"),
+        ({"validation_subsets": 0.01}, "leave 40 for training and 0 held out; make more labels"),
+        ({"validation_targets": 0.01}, "leave 24 for training and 0 held out; give more targets"),
+        ({"trainable_layers": 9}, "trainable_layers is 9, but the encoder has 3 layers"),
+        ({"average": 1.0}, "average is 1.0; give a decay"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; choose one of no, bf16"),
+        ({"wandb": "maybe"}, "wandb is 'maybe'; choose one of disabled, offline, online"),
+    ],
+)
+def test_settings_errors(
+    run: Callable[..., TrainResult], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(replace(QUICK, **change))
+
+
+def test_input_errors(run: Callable[..., TrainResult]) -> None:
+    with pytest.raises(InputError, match=r"losses of shape \(24, 40\) for 23 targets"):
+        run(targets=TARGETS[1:])
+    with pytest.raises(InputError, match=r"outside the pool of 20"):
+        run(pool=POOL[:20])
+    with pytest.raises(InputError, match="None of the 19 training targets has losses that vary"):
+        run(labels=replace(LABELS, losses=np.ones_like(LABELS.losses)))
+    with pytest.raises(InputError, match="one number of at least 0 for each"):
+        run(target_weights=np.ones(3))

@@ -19,6 +19,8 @@ class TrainSettings:
 
     Args:
         objective: "correlation", "pairwise_ranking" (the paper's) or "soft_spearman".
+        start_scale: standard deviation that scores have before the first step; embeddings are
+            centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
         weight_decay: on matrices only, not on biases and norms.
         clip_norm: the gradient's largest norm.
@@ -48,6 +50,7 @@ class TrainSettings:
     """
 
     objective: ObjectiveName = "correlation"
+    start_scale: float | None = 1.0
     learning_rate: float = 1e-4
     warmup_steps: int = 10
     weight_decay: float = 0.01
@@ -93,6 +96,8 @@ def check_settings(settings: TrainSettings) -> None:
             raise InputError(
                 f"{name} is {getattr(settings, name)}; give a share from 0 to below 1, such as 0.2."
             )
+    if settings.start_scale is not None and not settings.start_scale > 0:
+        raise InputError(f"start_scale is {settings.start_scale}; give a number above 0, or none.")
     if settings.average is not None and not 0 < settings.average < 1:
         raise InputError(f"average is {settings.average}; give a decay between 0 and 1, or none.")
     _check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))

@@ -113,7 +113,6 @@ class Trainer:
         self.weights = np.ones(len(targets)) if target_weights is None else target_weights
         self.objective = make_objective(settings.objective)
         parameters = trainable_parameters(encoder, settings.trainable_layers)
-        self.state = TrainState(parameters, settings)
         chunk_tokens = settings.chunk_tokens or (
             CPU_CHUNK_TOKENS if accelerator.device.type == "cpu" else GPU_CHUNK_TOKENS
         )
@@ -131,6 +130,27 @@ class Trainer:
             settings.max_graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
+        if settings.start_scale is not None:
+            self._standardise(settings.start_scale)
+        self.state = TrainState(parameters, settings)
+
+    def _standardise(self, scale: float) -> None:
+        """Centres the embeddings on the pool's mean and gives the scores a standard deviation.
+
+        A text encoder's embeddings share a large common part, and their dot products are of any
+        size; attention pooling weighs by |score|, so it starts far off where both are left.
+        """
+        embeddings = self.full_pool.embed(np.arange(len(self.full_pool.texts.lengths)))
+        centre = embeddings[: self.pool_size].mean(dim=0)
+        targets = torch.from_numpy(self.pool_size + self.holdout.train_targets).to(centre.device)
+        scores = (embeddings[targets] - centre) @ (embeddings[: self.pool_size] - centre).T
+        spread = float(scores.std())
+        if not 0 < spread < float("inf"):
+            raise _not_finite("spread of the scores", 0, spread, self.settings)
+        factor = (scale / spread) ** 0.5
+        with torch.no_grad():
+            self.encoder.projector.bias.sub_(centre).mul_(factor)
+            self.encoder.projector.weight.mul_(factor)
 
     def train(self) -> TrainResult:
         """Steps until the last one or until patience is lost; the best step's weights stay."""

@@ -165,6 +165,18 @@ def test_target_weights(run: Callable[..., TrainResult]) -> None:
     assert history(a, *trained) != history(run(), *trained)
 
 
+def test_scores_start_centred_and_scaled(run: Callable[..., TrainResult]) -> None:
+    still = replace(QUICK, learning_rate=1e-12, max_steps=1, validation_subsets=0.0)
+    settings = replace(still, start_scale=0.7)
+    encoder = run(settings).encoder
+    pool, targets = encoder.encode(POOL), encoder.encode(TARGETS)
+    scores = targets[hold_out(LABELS, settings).train_targets] @ pool.T
+    assert float(scores.std()) == pytest.approx(0.7, rel=1e-4)
+    torch.testing.assert_close(pool.mean(dim=0), torch.zeros(pool.shape[1]), atol=1e-5, rtol=0)
+    untouched = run(replace(still, start_scale=None)).encoder.encode(POOL)
+    assert float(untouched.mean(dim=0).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("trainable_layers", [0, 1])
 def test_frozen_layers_stay_as_they_were(
     base: Path, run: Callable[..., TrainResult], trainable_layers: int

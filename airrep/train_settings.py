@@ -50,7 +50,7 @@ class TrainSettings:
     """
 
     objective: ObjectiveName = "correlation"
-    start_scale: float | None = 1.0
+    start_scale: float | None = 0.3
     learning_rate: float = 1e-4
     warmup_steps: int = 10
     weight_decay: float = 0.01

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from airrep.examples import InputError
+from airrep.provenance import fsync
 
 KEPT = 2  # the newest, and one more in case a disk damages it
 PARTIAL = ".partial"
@@ -74,14 +75,14 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for file in [*partial.iterdir(), partial]:
-            _fsync(file)
+            fsync(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if path.exists():
         shutil.rmtree(path)
     os.replace(partial, path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def optimizer_tensors(
@@ -135,11 +136,3 @@ def _step_folders(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -101,7 +101,7 @@ class EvaluateConfig:
     """What is compared, and how.
 
     Args:
-        methods: attribution methods; see `airrep evaluate --help`.
+        methods: attribution methods: airrep, embedding, bm25, tfidf, same_task, random.
         draws: bootstrap resamples of the intervals.
     """
 

@@ -1,12 +1,13 @@
 """Causal language models: loading one, and the loss of responses under it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,17 +25,15 @@ def load_lm(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder: Path | str = path
-    extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
+    weights: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     if path.suffix == ".gguf":
-        folder, extra = str(path.parent), extra | {"gguf_file": path.name}
-    else:
-        extra |= {"use_safetensors": True}
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        del weights["use_safetensors"]
+    source["trust_remote_code"] = trust_remote_code
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, **{key: value for key, value in extra.items() if key != "use_safetensors"}
-        )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, **weights)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be loaded as a causal language model: {reason}") from error
@@ -147,18 +146,34 @@ def mean_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.T
 
 
 @torch.inference_mode()
+def mean_losses(
+    lengths: ArrayLike,
+    batch_size: int,
+    compute: Callable[[np.ndarray], tuple[ResponseBatch, torch.Tensor]],
+) -> np.ndarray:
+    """Mean response loss (n,) float32 of examples of these lengths (n,), in length-sorted batches.
+
+    `compute` gives the batch of some rows and its token losses (R,).
+    """
+    losses = np.empty(np.shape(lengths)[0], dtype=np.float32)
+    for rows in length_sorted_batches(lengths, batch_size):
+        batch, token_losses = compute(rows)
+        losses[rows] = mean_by_row(token_losses, batch.rows, len(rows)).cpu().numpy()
+    return losses
+
+
 def response_losses(
     model: nn.Module, examples: Sequence[TokenizedExample], batch_size: int = 64
 ) -> np.ndarray:
     """Mean response-token cross-entropy (n,) float32 of every example under the model, in nats."""
     device = next(model.parameters()).device
     respond = ResponseModel(model)
-    losses = np.empty(len(examples), dtype=np.float32)
+
+    def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
+        batch = response_batch([examples[row] for row in rows]).to(device)
+        return batch, respond.token_losses(batch)
+
     try:
-        for rows in length_sorted_batches([len(example) for example in examples], batch_size):
-            batch = response_batch([examples[row] for row in rows]).to(device)
-            means = mean_by_row(respond.token_losses(batch), batch.rows, len(rows))
-            losses[rows] = means.cpu().numpy()
+        return mean_losses([len(example) for example in examples], batch_size, compute)
     finally:
         respond.close()
-    return losses

@@ -9,7 +9,7 @@ import numpy as np
 
 from airrep.attributors.airrep import AirRepAttributor
 from airrep.examples import Example, InputError
-from airrep.reading import read_examples
+from airrep.reading import read_examples, read_jsonl
 from airrep.stages import pick_device
 from airrep.weights import resolve_model
 
@@ -59,6 +59,7 @@ def rank(
     pool, wanted = read_examples(examples), read_examples(targets)
     attributor = _fit(encoder, pool, batch_size, device)
     ranking = attributor.rank(wanted, top_k)
+    texts = {example.id: _line(example) for example in pool}
     lines = []
     for row, target in enumerate(wanted):
         ends = {
@@ -67,7 +68,7 @@ def rank(
         }
         lines.append({"target": target.id} | ends)
         if path is None:
-            _print_ranking(target, pool, ends)
+            _print_ranking(target, texts, ends)
     if path is not None:
         _write_lines(path, lines)
 
@@ -132,14 +133,13 @@ def _found(pool: Sequence[Example], rows: np.ndarray, scores: np.ndarray) -> lis
 
 
 def _print_ranking(
-    target: Example, pool: Sequence[Example], ends: Mapping[str, list[dict[str, Any]]]
+    target: Example, texts: Mapping[str, str], ends: Mapping[str, list[dict[str, Any]]]
 ) -> None:
-    texts = {example.id: example for example in pool}
     print(f"\n{target.id}: {_line(target)}")
     for end, found in ends.items():
         print(f"  most {end}")
         for row in found:
-            print(f"    {row['score']:+.3f}  {row['id']}: {_line(texts[row['id']])}")
+            print(f"    {row['score']:+.3f}  {row['id']}: {texts[row['id']]}")
 
 
 def _line(example: Example) -> str:
@@ -150,7 +150,9 @@ def _line(example: Example) -> str:
 def _read_candidates(source: str, rows: Mapping[str, int]) -> dict[str, np.ndarray]:
     files = [Path(part.strip()) for part in source.split(",")]
     if len(files) == 1 and files[0].suffix == ".jsonl":
-        lines = _read_lines(files[0])
+        if not files[0].is_file():
+            raise InputError(f"There is no file {files[0]}; check the path.")
+        lines = list(read_jsonl(files[0]))
         if lines and all("ids" in line for _, line in lines):
             return {
                 str(line.get("name", f"subset-{number}")): _rows(place, line["ids"], rows)
@@ -160,22 +162,6 @@ def _read_candidates(source: str, rows: Mapping[str, int]) -> dict[str, np.ndarr
         str(file): _rows(str(file), [example.id for example in read_examples(file)], rows)
         for file in files
     }
-
-
-def _read_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise InputError(f"There is no file {path}; check the path.")
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if text.strip():
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"{path} line {number} is not JSON ({error}).") from None
-            if not isinstance(line, Mapping):
-                raise InputError(f"{path} line {number} is not an object.")
-            lines.append((f"{path} line {number}", line))
-    return lines
 
 
 def _rows(place: str, ids: Any, rows: Mapping[str, int]) -> np.ndarray:

@@ -54,7 +54,7 @@ def read_examples(
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
     path = Path(source).expanduser()
     reader = {
-        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet
+        ".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet
     }.get(path.suffix)  # fmt: skip
     if path.is_file():
         if reader is None:
@@ -74,7 +74,8 @@ def _rows(source: str | Path, split: str) -> Iterator[Row]:
         yield from _read_hub(str(source), split)
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The objects of a .jsonl file, each with its place; InputError for a line that is none."""
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():

@@ -14,7 +14,9 @@ import torch
 from airrep.config import RunConfig
 from airrep.examples import InputError, lm_template, tokenize_examples
 from airrep.label_store import LabelStore
+from airrep.provenance import write_json_atomic
 from airrep.run_folder import RunFolder
+from airrep.weights import plain_weights, resolve_model
 from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
 
 
@@ -30,9 +32,9 @@ def pick_device(device: str) -> str:
     return device
 
 
-def make_subsets(config: RunConfig) -> dict[str, LabelStore]:
+def make_subsets(config: RunConfig) -> None:
     """Writes the pool, the targets and the subset plans into the run's folder."""
-    return _prepare(config)[1]
+    _prepare(config)
 
 
 def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
@@ -50,7 +52,6 @@ def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
 def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> None:
     """Fine-tunes the language model on every subset that has no label yet."""
     from airrep.lm import load_lm
-    from airrep.weights import plain_weights, resolve_model
     from data_builders.finetune import FineTuner
     from data_builders.labels import LabelJob
     from data_builders.labels import make_labels as make
@@ -91,7 +92,6 @@ def train(config: RunConfig) -> None:
 
     from airrep.encoder import AirRepEncoder
     from airrep.trainer import train_encoder
-    from airrep.weights import resolve_model
 
     folder = RunFolder(Path(config.output))
     store = folder.open_labels("train")
@@ -126,8 +126,6 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     """
     from airrep.attributors import make_attributor
     from airrep.evaluation import evaluate as run
-    from airrep.provenance import write_json_atomic
-    from airrep.weights import resolve_model
 
     folder = RunFolder(Path(config.output))
     store = folder.open_labels("test")

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from airrep.examples import InputError, TokenizedExample, length_sorted_batches
-from airrep.lm import ResponseBatch, ResponseModel, mean_by_row, response_batch
+from airrep.examples import InputError, TokenizedExample
+from airrep.lm import ResponseBatch, ResponseModel, mean_losses, response_batch
 from data_builders.recipes import Recipe
 from data_builders.trunk import Trunk
 
@@ -59,13 +59,11 @@ class FineTuner:
 
     def measure(self, target_rows: np.ndarray) -> np.ndarray:
         """Mean response loss (T,) float32, of the targets under the present weights."""
-        losses = np.empty(len(target_rows), dtype=np.float32)
-        with torch.inference_mode(), self._autocast():
-            for rows in length_sorted_batches(self.target_lengths[target_rows], EVAL_BATCH):
-                batch = self._batch(self.pool_size + target_rows[rows])
-                means = mean_by_row(self._token_losses(*batch), batch[0].rows, len(rows))
-                losses[rows] = means.cpu().numpy()
-        return losses
+
+        def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
+            return self._run_batch(self.pool_size + target_rows[rows])
+
+        return mean_losses(self.target_lengths[target_rows], EVAL_BATCH, compute)
 
     def _train(self, subset: np.ndarray, generator: np.random.Generator) -> None:
         recipe = self.recipe
@@ -79,20 +77,18 @@ class FineTuner:
         for step, rows in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, len(batches), recipe)
-            with self._autocast():
-                loss = self._token_losses(*self._batch(rows)).mean()
-            loss.backward()
+            self._run_batch(rows)[1].mean().backward()
             nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
 
-    def _batch(self, rows: np.ndarray) -> tuple[ResponseBatch, np.ndarray]:
-        return response_batch([self.examples[row] for row in rows]).to(self.device), rows
-
-    def _token_losses(self, batch: ResponseBatch, rows: np.ndarray) -> torch.Tensor:
+    def _run_batch(self, rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
+        """The batch of some examples (pool rows, then targets) and its token losses (R,)."""
+        batch = response_batch([self.examples[row] for row in rows]).to(self.device)
         if self.trunk is not None:
             self.trunk.put(rows, batch.ids.shape[1])
-        return self.respond.token_losses(batch)
+        with self._autocast():
+            return batch, self.respond.token_losses(batch)
 
     def _autocast(self) -> AbstractContextManager:
         if self.recipe.precision == "fp32":

@@ -58,10 +58,10 @@ def create_stores(config: RunConfig, data: RunData) -> dict[str, LabelStore]:
         # Whoever made them knows the model and the recipe; the files stand for both here.
         lm = recipe = _digest(config.imported.train, config.imported.test)
         about = {"lm": "of the imported labels", "recipe": asdict(config.imported)}
-    stores = {}
+    stores, pool = {}, fingerprint_examples(data.pool)
     for split in SPLITS:
         fingerprint = {
-            "examples": fingerprint_examples(data.pool),
+            "examples": pool,
             "targets": fingerprint_examples(data.targets[split]),
             "lm": lm,
             "recipe": recipe,

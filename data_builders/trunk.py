@@ -13,6 +13,7 @@ from airrep.lm import find_blocks
 
 BATCH = 32
 TOLERANCE = 1e-3
+PROBES = 2  # examples the cut model is compared with the whole one on
 
 
 class Trunk:
@@ -49,7 +50,8 @@ class Trunk:
         self.lengths = np.asarray([len(example) for example in examples])
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         stored = _StoredActivations(blocks[0])
-        whole = self._probe(model, examples)
+        probes = examples[:PROBES]
+        whole = self._last_logits(model, probes)
         self.activations = self._run(model, blocks, layers, examples, show_progress)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -59,7 +61,8 @@ class Trunk:
         for number in range(len(blocks) - layers):
             blocks[number] = _Passing(blocks[number]) if number else stored
         self.stored = stored
-        self._check(model, examples, whole)
+        self.put(np.arange(len(probes)), int(self.lengths[: len(probes)].max()))
+        _check_same(model, whole, self._last_logits(model, probes))
 
     def put(self, rows: np.ndarray, length: int) -> None:
         """Sets the activations of the next forward pass: the rows' examples padded to `length`."""
@@ -104,32 +107,13 @@ class Trunk:
             bar.close()
         return total
 
-    def _probe(
-        self, model: nn.Module, examples: Sequence[TokenizedExample]
-    ) -> tuple[np.ndarray, torch.Tensor]:
-        """A few examples and the whole model's last logits for them, to compare the cut with."""
-        rows = np.arange(min(2, len(examples)))
-        ids, _ = pad(examples[: len(rows)], pad_id=0)
+    def _last_logits(self, model: nn.Module, probes: Sequence[TokenizedExample]) -> torch.Tensor:
+        """Logits (probes, vocabulary) behind each probe's last token."""
+        ids, _ = pad(probes, pad_id=0)
         logits = _forward(model, ids.to(self.device))
-        return rows, _last_logits(logits, self.lengths[rows])
-
-    def _check(
-        self,
-        model: nn.Module,
-        examples: Sequence[TokenizedExample],
-        whole: tuple[np.ndarray, torch.Tensor],
-    ) -> None:
-        rows, expected = whole
-        ids, _ = pad(examples[: len(rows)], pad_id=0)
-        self.put(rows, ids.shape[1])
-        found = _last_logits(_forward(model, ids.to(self.device)), self.lengths[rows])
-        worst = float((found - expected).abs().max() / expected.abs().max())
-        if not worst < TOLERANCE:
-            raise InputError(
-                f"{type(model).__name__} does not compute the same when its lower blocks are "
-                f"replaced by stored activations (relative difference {worst:.1e}); "
-                'use recipe.train "lora" or "all".'
-            )
+        assert logits is not None
+        last = torch.tensor([len(example) - 1 for example in probes])
+        return logits[torch.arange(len(probes)), last]
 
 
 class _Enough(Exception):
@@ -174,7 +158,12 @@ def _forward(model: nn.Module, ids: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def _last_logits(logits: torch.Tensor | None, lengths: np.ndarray) -> torch.Tensor:
-    assert logits is not None
-    rows = torch.arange(len(lengths))
-    return logits[rows, torch.from_numpy(lengths - 1)]
+def _check_same(model: nn.Module, whole: torch.Tensor, cut: torch.Tensor) -> None:
+    """Raises InputError unless the cut model gives the whole one's logits."""
+    worst = float((cut - whole).abs().max() / whole.abs().max())
+    if not worst < TOLERANCE:
+        raise InputError(
+            f"{type(model).__name__} does not compute the same when its lower blocks are "
+            f"replaced by stored activations (relative difference {worst:.1e}); "
+            'use recipe.train "lora" or "all".'
+        )

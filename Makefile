@@ -1,7 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-STAGES := subsets labels train evaluate report
 # The demo's models come as packages; nothing here asks a network hub.
 OFFLINE := HF_HUB_OFFLINE=1
 
@@ -24,12 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED) ## everything from nothing: corpus, labels, training, evaluation, report
-	set -e; for stage in $(STAGES); do \
-		$(OFFLINE) $(VENV)/bin/airrep $$stage --config configs/demo.yaml; done
+	$(OFFLINE) $(VENV)/bin/airrep run --config configs/demo.yaml
 
 demo-short: $(INSTALLED) ## the demo's stages on a tiny configuration, in a few minutes
-	set -e; for stage in $(STAGES); do \
-		$(OFFLINE) $(VENV)/bin/airrep $$stage --config configs/tiny.yaml; done
+	$(OFFLINE) $(VENV)/bin/airrep run --config configs/tiny.yaml
 
 test: $(INSTALLED) ## all tests but those marked slow
 	$(OFFLINE) $(VENV)/bin/python -m pytest -q

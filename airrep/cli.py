@@ -19,6 +19,7 @@ INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 _RUN_HELP = """Everything a run makes is in the folder `output` of its configuration. Every key
 of the configuration is also a flag: --recipe.epochs 3 beats what the file says."""
 _STAGES = {
+    "run": "all of the stages below, one after the other; what is done is not done again",
     "subsets": "draw the targets and the random training subsets",
     "labels": "fine-tune the language model on every subset, record the targets' losses",
     "train": "train the encoder on the labels",
@@ -138,8 +139,10 @@ def _run(command: str, values: dict[str, Any]) -> None:
         stages.train(config)
     elif command == "evaluate":
         stages.evaluate(config, **extra)
-    else:
+    elif command == "report":
         print(stages.report(config))
+    else:
+        print(stages.run(config))
 
 
 def _check_config_files(given: Sequence[str]) -> None:

@@ -1,9 +1,11 @@
 """Where results come from (versions, git revision), and files that are whole or not there."""
 
+import hashlib
 import json
 import os
 import subprocess
 import uuid
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ def git_revision() -> str | None:
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None
     return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, in the order given."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:

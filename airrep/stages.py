@@ -4,7 +4,9 @@ Each stage reads the run's folder and adds to it; one that has nothing left to d
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import torch
 
 from airrep.config import RunConfig
 from airrep.examples import InputError, lm_template, tokenize_examples
-from airrep.label_store import LabelStore
-from airrep.provenance import write_json_atomic
+from airrep.label_store import Labels, LabelStore
+from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.weights import plain_weights, resolve_model
+from airrep.weights import fingerprint_weights, plain_weights, resolve_model
 from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
 
 
@@ -122,7 +124,8 @@ def train(config: RunConfig) -> None:
 def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     """Compares the methods (a,b,c; those configured when None) on the test labels.
 
-    Writes results.json and the scores.
+    Writes results.json and the scores. Results of the same code, labels, models and settings that
+    are there already are returned as they are.
     """
     from airrep.attributors import make_attributor
     from airrep.evaluation import evaluate as run
@@ -132,15 +135,20 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     labels, again = store.read(), store.read(repeat=1)
     if not len(labels.subsets):
         raise InputError(f"{store.path} has no labels yet; run `airrep labels` first.")
-    device = pick_device(config.device)
-    arguments: dict[str, dict[str, Any]] = {
-        "airrep": {"encoder": folder.encoder, "device": device},
-        "embedding": {"encoder": resolve_model(config.encoder), "device": device},
-        "random": {"seed": config.seed},
-    }
     names = config.evaluate.methods if methods is None else methods.split(",")
-    if "airrep" in names and not folder.encoder.is_dir():
-        raise InputError(f"{folder.encoder} is not there yet; run `airrep train` first.")
+    device = pick_device(config.device)
+    arguments: dict[str, dict[str, Any]] = {"random": {"seed": config.seed}}
+    if "airrep" in names:
+        if not folder.encoder.is_dir():
+            raise InputError(f"{folder.encoder} is not there yet; run `airrep train` first.")
+        arguments["airrep"] = {"encoder": folder.encoder, "device": device}
+    if "embedding" in names:
+        arguments["embedding"] = {"encoder": resolve_model(config.encoder), "device": device}
+    inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
+    known = _known_results(folder, inputs)
+    if known is not None:
+        print(f"{folder.results_file} is of these labels and models; delete it to measure again")
+        return known
     results, scores = run(
         {name: make_attributor(name, **arguments.get(name, {})) for name in names},
         folder.read_pool(),
@@ -156,8 +164,49 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     for name, matrix in scores.items():
         folder.scores_file(name).parent.mkdir(exist_ok=True)
         np.save(folder.scores_file(name), matrix.astype(np.float32))
+    results["inputs"] = inputs
     write_json_atomic(folder.results_file, results)
     return results
+
+
+def _evaluation_inputs(
+    config: RunConfig,
+    names: list[str],
+    store: LabelStore,
+    labels: Iterable[Labels],
+    arguments: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """All that decides results.json: hashes of the labels and the encoders, settings, code."""
+    losses = hashlib.sha256()
+    for read in labels:
+        losses.update(read.numbers.tobytes() + read.losses.tobytes())
+    return {
+        "methods": names,
+        "draws": config.evaluate.draws,
+        "seed": config.seed,
+        "device": pick_device(config.device),
+        "labels": {**store.fingerprint, "losses": losses.hexdigest()},
+        "encoders": {
+            name: fingerprint_weights(options["encoder"])
+            for name, options in arguments.items()
+            if "encoder" in options
+        },
+        "versions": installed_versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def _known_results(folder: RunFolder, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """results.json of these very inputs, with all its scores; None when there are none."""
+    if str(inputs["git_revision"]).endswith("-dirty"):
+        return None  # the revision does not say which code that is
+    try:
+        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
+        ran = [row["name"] for row in results["methods"]]
+        same = results["inputs"] == json.loads(json.dumps(inputs))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return results if same and all(folder.scores_file(name).exists() for name in ran) else None
 
 
 def report(config: RunConfig) -> Path:
@@ -184,6 +233,14 @@ def report(config: RunConfig) -> Path:
         scores,
     )
     return folder.page_file
+
+
+def run(config: RunConfig) -> Path:
+    """All stages, one after the other, in this process; returns the page's path."""
+    make_labels(config)
+    train(config)
+    evaluate(config)
+    return report(config)
 
 
 def _range(sizes: list[int]) -> str:

@@ -1,6 +1,5 @@
 """Where a model's files are on this machine, and the fingerprint of its weights."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from airrep.examples import InputError
+from airrep.provenance import hash_files
 
 PACKAGE = "package:"
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -42,13 +42,13 @@ def fingerprint_weights(path: Path) -> str:
     safetensors.
     """
     if path.is_file():
-        return _digest([path])
+        return hash_files([path])
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise InputError(
             f"{path} has no *.safetensors file; save the model with safe_serialization=True."
         )
-    return _digest([path / "config.json", *weights])
+    return hash_files([path / "config.json", *weights])
 
 
 def plain_weights(path: Path) -> Path:
@@ -78,15 +78,6 @@ def plain_weights(path: Path) -> Path:
                 # TemporaryDirectory removes what has its name.
                 Path(unfinished).mkdir()
     return copy
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _in_package(name: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from airrep.config import DataConfig, RunConfig
 from airrep.examples import Example, InputError, fingerprint_examples, write_examples
 from airrep.label_store import LabelStore, import_npz
+from airrep.provenance import hash_files
 from airrep.reading import read_examples
 from airrep.run_folder import RunFolder
 from airrep.weights import fingerprint_weights, resolve_model
@@ -56,7 +57,7 @@ def create_stores(config: RunConfig, data: RunData) -> dict[str, LabelStore]:
         about: dict[str, Any] = {"lm": config.lm, "recipe": config.recipe.relevant()}
     else:
         # Whoever made them knows the model and the recipe; the files stand for both here.
-        lm = recipe = _digest(config.imported.train, config.imported.test)
+        lm = recipe = hash_files(map(Path, (config.imported.train, config.imported.test)))
         about = {"lm": "of the imported labels", "recipe": asdict(config.imported)}
     stores, pool = {}, fingerprint_examples(data.pool)
     for split in SPLITS:
@@ -207,11 +208,3 @@ def _refuse_overlap(pool_ids: set[str], targets: Mapping[str, Sequence[Example]]
 
 def _read(data: DataConfig, source: str) -> list[Example]:
     return read_examples(source, data.columns, data.split)
-
-
-def _digest(*paths: str) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with Path(path).open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()

@@ -63,6 +63,47 @@ def run(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> tup
     return config, folder / "run"
 
 
+def test_run_goes_through_all_stages(
+    run: tuple[str, Path], tmp_path: Path, models: dict[str, str]
+) -> None:
+    assert main(["run", "--config", write_config(tmp_path, models)]) == 0
+    page, again = (folder / "index.html" for folder in (run[1], tmp_path / "run"))
+    assert again.stat().st_size > 10_000
+    for name in ("airrep", "bm25", "random"):
+        scores = (np.load(path.parent / "scores" / f"{name}.npy") for path in (page, again))
+        np.testing.assert_array_equal(*scores)
+
+
+def test_results_are_made_again_only_when_something_differs(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _labelled(write_config(tmp_path, models))
+    results = tmp_path / "run" / "results.json"
+    command = ["evaluate", "--config", config, "--methods", "bm25,random"]
+
+    def made_again(*flags: str) -> bool:
+        before = results.stat().st_mtime_ns
+        assert main([*command, *flags]) == 0
+        return results.stat().st_mtime_ns != before
+
+    monkeypatch.setattr("airrep.stages.git_revision", lambda: "0123abc")
+    assert main(command) == 0
+    assert not made_again()
+    assert made_again("--evaluate.draws", "40")
+    assert made_again()
+    assert made_again("--methods", "bm25")
+    assert made_again()
+    store = LabelStore.open(tmp_path / "run" / "test_labels")
+    store.write(0, store.read().losses[:, 0] + 1)
+    assert made_again()
+    (tmp_path / "run" / "scores" / "bm25.npy").unlink()
+    assert made_again()
+    monkeypatch.setattr("airrep.stages.git_revision", lambda: "0123abc-dirty")
+    assert made_again()
+    results.write_text("{")
+    assert made_again()
+
+
 Fails = Callable[..., str]
 
 

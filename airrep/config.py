@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from airrep.examples import InputError
-from airrep.trainer import TrainSettings
+from airrep.train_settings import TrainSettings
 from data_builders.recipes import Recipe
 
 

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -84,6 +84,21 @@ class SubsetConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How labels are computed; the losses are the same up to rounding.
+
+    Args:
+        name: "batched" trains several models in lock-step, "cached_trunk" runs frozen layers
+            once, "eager" is the plain reference; "auto" chooses.
+        models: models the batched engine trains at once; chosen from the free memory when not
+            given.
+    """
+
+    name: Literal["auto", "eager", "cached_trunk", "batched"] = "auto"
+    models: int | None = None
+
+
+@dataclass(frozen=True)
 class ImportConfig:
     """Labels that exist already, as .npz files with arrays `subsets` and `losses`.
 
@@ -125,6 +140,7 @@ class RunConfig:
         data: pool and targets.
         subsets: how many subsets, and how large.
         recipe: how the language model is fine-tuned on one subset.
+        engine: how that is computed.
         imported: labels made before, in place of making them.
         train: how the encoder is trained.
         evaluate: which methods are compared.
@@ -139,6 +155,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     subsets: SubsetConfig = SubsetConfig()
     recipe: Recipe = Recipe()
+    engine: EngineConfig = EngineConfig()
     imported: ImportConfig | None = None
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -3,10 +3,11 @@
 import errno
 import fcntl
 import hashlib
+import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,14 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Shard:
-    """Losses (labels, targets) float32 of the subsets `numbers` (labels,) int64."""
+    """Losses (labels, targets) float32 of the subsets `numbers` (labels,) int64.
+
+    `attempts` counts, by number, the trainings that had diverged before this one.
+    """
 
     numbers: np.ndarray
     losses: np.ndarray
+    attempts: Mapping[int, int] = field(default_factory=dict)
 
     def checksum(self) -> str:
         return _checksum(self.numbers, self.losses)
@@ -33,7 +38,8 @@ class Shard:
 def shard_bytes(shard: Shard) -> bytes:
     """A safetensors file that carries its own checksum."""
     arrays = {"numbers": shard.numbers, "losses": np.ascontiguousarray(shard.losses)}
-    return save(arrays, metadata={"sha256": shard.checksum()})
+    attempts = json.dumps({str(number): count for number, count in shard.attempts.items()})
+    return save(arrays, metadata={"sha256": shard.checksum(), "attempts": attempts})
 
 
 def is_whole(path: Path) -> bool:
@@ -49,8 +55,10 @@ def read_shard(path: Path, target_count: int) -> Shard | None:
     """A shard, None when there is no such file; raises InputError when it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            shard = Shard(file.get_tensor("numbers"), file.get_tensor("losses"))
-            whole = (file.metadata() or {}).get("sha256") == shard.checksum()
+            about = file.metadata() or {}
+            attempts = {int(n): c for n, c in json.loads(about.get("attempts", "{}")).items()}
+            shard = Shard(file.get_tensor("numbers"), file.get_tensor("losses"), attempts)
+            whole = about.get("sha256") == shard.checksum()
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:

@@ -53,6 +53,10 @@ class Labels:
     numbers: np.ndarray
 
 
+class NotFiniteError(InputError):
+    """Losses that cannot be labels: NaN or infinite."""
+
+
 class LabelStore:
     """A folder of labels that belong to one pool, target list, plan, model and recipe."""
 
@@ -117,11 +121,13 @@ class LabelStore:
     def target_count(self) -> int:
         return int(self.manifest["target_count"])
 
-    def write(self, number: int, losses: ArrayLike, repeat: int = 0) -> None:
+    def write(self, number: int, losses: ArrayLike, repeat: int = 0, attempt: int = 0) -> None:
         """Stores the losses (targets,) of one subset; writing a label again replaces it.
 
+        `attempt` counts the trainings that had diverged before this one.
+
         Raises InputError for a number outside the plan, a wrong length, losses that are not
-        finite, and a full disk.
+        finite (NotFiniteError), and a full disk.
         """
         if not 0 <= number < len(self.subsets):
             raise InputError(
@@ -139,12 +145,13 @@ class LabelStore:
         broken = np.flatnonzero(~np.isfinite(values))
         if len(broken):
             rows = ", ".join(map(str, broken[:5].tolist()))
-            raise InputError(
+            raise NotFiniteError(
                 f"Subset {number} has losses that are not finite for {len(broken)} of "
                 f"{len(values)} targets (rows {rows}{', ...' if len(broken) > 5 else ''}); lower "
                 "the learning rate or check those targets. Nothing was stored for it."
             )
-        shard = Shard(np.asarray([number], dtype=np.int64), values[None, :])
+        attempts = {number: attempt} if attempt else {}
+        shard = Shard(np.asarray([number], dtype=np.int64), values[None, :], attempts)
         with clear_disk_errors(self.path):
             write_bytes_atomic(self._shard_path(number, repeat), shard_bytes(shard))
 
@@ -162,6 +169,16 @@ class LabelStore:
         """Numbers of the plan without a label, in plan order."""
         done = self.done(repeat)
         return [number for number in range(len(self.subsets)) if number not in done]
+
+    def attempts(self, repeat: int = 0) -> dict[int, int]:
+        """By number, how many trainings had diverged before the label that is there; not 0."""
+        found: dict[int, int] = {}
+        for path in (self._merged_path(repeat), *self._shard_paths(repeat).values()):
+            shard = read_shard(path, self.target_count)
+            if shard is not None:
+                found = {n: c for n, c in found.items() if n not in shard.numbers}
+                found |= shard.attempts
+        return found
 
     def read(self, repeat: int = 0) -> Labels:
         """The labels that exist, in plan order; raises InputError naming a damaged file."""
@@ -197,7 +214,8 @@ class LabelStore:
 
     def _write_merged(self, repeat: int, rows: Mapping[int, np.ndarray]) -> None:
         numbers = np.asarray(sorted(rows), dtype=np.int64)
-        shard = Shard(numbers, np.stack([rows[number] for number in numbers.tolist()]))
+        losses = np.stack([rows[number] for number in numbers.tolist()])
+        shard = Shard(numbers, losses, self.attempts(repeat))
         write_bytes_atomic(self._merged_path(repeat), shard_bytes(shard))
 
     def _read_rows(self, repeat: int) -> dict[int, np.ndarray]:

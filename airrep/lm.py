@@ -1,7 +1,6 @@
 """Causal language models: loading one, and the loss of responses under it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
 
-from airrep.examples import InputError, TokenizedExample, length_sorted_batches, pad
+from airrep.examples import InputError, TokenizedExample, length_sorted_batches
+from airrep.response_batch import ResponseBatch, response_batch
 
 
 def load_lm(
@@ -44,47 +44,12 @@ def load_lm(
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class ResponseBatch:
-    """Some examples as tensors: ids (B, L); where the model predicts response tokens (B, L)
-    bool; those tokens (R,); the batch row of each (R,)."""
-
-    ids: torch.Tensor
-    predicts: torch.Tensor
-    tokens: torch.Tensor
-    rows: torch.Tensor
-
-    def to(self, device: torch.device) -> "ResponseBatch":
-        return ResponseBatch(
-            self.ids.to(device),
-            self.predicts.to(device),
-            self.tokens.to(device),
-            self.rows.to(device),
-        )
-
-
-def response_batch(examples: Sequence[TokenizedExample]) -> ResponseBatch:
-    """The batch of examples, padded on the right.
-
-    The token at position i is predicted from position i - 1. A response that starts the text
-    has no position to be predicted from for its first token, so that token does not count.
-    """
-    ids, real = pad(examples, pad_id=0)
-    position = torch.arange(ids.shape[1])
-    starts = torch.tensor([max(example.response_start, 1) for example in examples])
-    is_response = real & (position >= starts[:, None])
-    predicts = torch.zeros_like(real)
-    predicts[:, :-1] = is_response[:, 1:]
-    rows = is_response.nonzero()[:, 0]
-    return ResponseBatch(ids, predicts, ids[is_response], rows)
-
-
 class ResponseModel:
     """A causal LM that computes only what the loss of responses needs.
 
     The head, and the last block's feed-forward part, run only where response tokens are
     predicted. Padding on the right needs no attention mask: with causal attention no real token
-    sees it.
+    sees it. Packed rows get a mask and positions of their own.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,7 +57,7 @@ class ResponseModel:
         head = model.get_output_embeddings()  # type: ignore[operator]
         if head is None:
             raise InputError(f"{type(model).__name__} has no output embeddings; give a causal LM.")
-        self._predicts: torch.Tensor | None = None
+        self._batch: ResponseBatch | None = None
         # Selecting in front of the head keeps whatever the model does to its logits afterwards.
         self._hooks = [head.register_forward_pre_hook(self._select)]
         blocks = find_blocks(model)
@@ -102,25 +67,36 @@ class ResponseModel:
             self._hooks.append(feed_forward.register_forward_hook(self._put_back))
 
     def _select(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-        # As one text of all selected positions: a mixture of experts wants three dimensions.
-        return None if self._predicts is None else (inputs[0][self._predicts][None], *inputs[1:])
+        if self._batch is None:
+            return None
+        hidden = inputs[0].flatten(0, 1)
+        # One text a model: a mixture of experts wants three dimensions.
+        return hidden[self._batch.places.clamp(max=len(hidden) - 1)], *inputs[1:]
 
     def _put_back(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> Any:
-        if self._predicts is None:
+        if self._batch is None:
             return None
-        # Nothing reads the other positions: the head is the only one behind the last block.
-        whole = output.new_zeros(*self._predicts.shape, output.shape[-1])
-        whole[self._predicts] = output[0]
-        return whole
+        # Nothing reads the other positions: the head is the only one behind the last block. What
+        # only fills up a model's row goes to one position too many, which is dropped.
+        ids = self._batch.ids
+        whole = output.new_zeros(ids.numel() + 1, output.shape[-1])
+        whole = whole.index_copy(0, self._batch.places.flatten(), output.flatten(0, 1))
+        return whole[:-1].view(*ids.shape, -1)
 
     def token_losses(self, batch: ResponseBatch) -> torch.Tensor:
-        """Cross-entropy (R,) float32 of every response token of the batch."""
-        self._predicts = batch.predicts
+        """Cross-entropy (K, R) float32 of the batch's response tokens; 0 where there is none."""
+        layout = {}
+        if batch.packed:
+            layout = {"position_ids": batch.offsets, "attention_mask": batch.attention()}
+        self._batch = batch
         try:
-            logits = self.model(input_ids=batch.ids, use_cache=False).logits[0]
+            logits = self.model(input_ids=batch.ids, use_cache=False, **layout).logits
         finally:
-            self._predicts = None
-        return F.cross_entropy(logits.float(), batch.tokens, reduction="none")
+            self._batch = None
+        losses = F.cross_entropy(
+            logits.float().flatten(0, 1), batch.tokens.flatten(), reduction="none"
+        )
+        return losses.view_as(batch.tokens) * (batch.rows >= 0)
 
     def close(self) -> None:
         """Gives the model back as it was."""
@@ -139,10 +115,16 @@ def find_blocks(model: nn.Module) -> nn.ModuleList | None:
 
 
 def mean_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Mean (count,) of the values (R,) of each row; NaN for a row without any."""
-    totals = torch.zeros(count, dtype=torch.float64, device=values.device)
-    totals.index_add_(0, rows, values.double())
-    return (totals / torch.bincount(rows, minlength=count)).float()
+    """Mean (K, count) of the values (K, R) of each row; negative rows do not count.
+
+    NaN for a row without values.
+    """
+    totals = torch.zeros(len(values), count + 1, dtype=torch.float64, device=values.device)
+    numbers = torch.zeros_like(totals)
+    places = torch.where(rows < 0, count, rows)
+    totals.scatter_add_(1, places, values.double())
+    numbers.scatter_add_(1, places, torch.ones_like(values, dtype=torch.float64))
+    return (totals / numbers)[:, :count].float()
 
 
 @torch.inference_mode()
@@ -151,14 +133,20 @@ def mean_losses(
     batch_size: int,
     compute: Callable[[np.ndarray], tuple[ResponseBatch, torch.Tensor]],
 ) -> np.ndarray:
-    """Mean response loss (n,) float32 of examples of these lengths (n,), in length-sorted batches.
+    """Mean response loss (K, n) float32 of examples of these lengths (n,), in length-sorted
+    batches, under each of the models that `compute` runs.
 
-    `compute` gives the batch of some rows and its token losses (R,).
+    `compute` gives the batch of some rows and its token losses (K, R).
     """
-    losses = np.empty(np.shape(lengths)[0], dtype=np.float32)
-    for rows in length_sorted_batches(lengths, batch_size):
+    parts = []
+    order = length_sorted_batches(lengths, batch_size)
+    for rows in order:
         batch, token_losses = compute(rows)
-        losses[rows] = mean_by_row(token_losses, batch.rows, len(rows)).cpu().numpy()
+        parts.append(mean_by_row(token_losses, batch.rows, len(rows)))
+    # One copy at the end: on a GPU each would wait for the work before it.
+    together = torch.cat(parts, dim=1).cpu().numpy()
+    losses = np.empty_like(together)
+    losses[:, np.concatenate(order)] = together
     return losses
 
 
@@ -170,10 +158,10 @@ def response_losses(
     respond = ResponseModel(model)
 
     def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
-        batch = response_batch([examples[row] for row in rows]).to(device)
+        batch = response_batch([[examples[row] for row in rows]]).to(device)
         return batch, respond.token_losses(batch)
 
     try:
-        return mean_losses([len(example) for example in examples], batch_size, compute)
+        return mean_losses([len(example) for example in examples], batch_size, compute)[0]
     finally:
         respond.close()

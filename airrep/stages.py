@@ -76,7 +76,10 @@ def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> N
             tokenize_examples(examples, tokenizer, template, config.recipe.max_length)
             for examples in (data.pool, [*train, *test])
         )
-        return FineTuner(model, pool, targets, config.recipe, True, config.seed)
+        engine = config.engine
+        return FineTuner(
+            model, pool, targets, config.recipe, True, config.seed, engine.name, engine.models
+        )
 
     made = make(jobs, tuner, config.seed, shard)
     if merge:

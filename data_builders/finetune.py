@@ -2,24 +2,41 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from airrep.examples import InputError, TokenizedExample
-from airrep.lm import ResponseBatch, ResponseModel, mean_losses, response_batch
+from airrep.lm import ResponseModel, mean_by_row, mean_losses
+from airrep.response_batch import ResponseBatch, response_batch
 from data_builders.recipes import Recipe
-from data_builders.trunk import Trunk
+from data_builders.stacked import Stack, clip_gradients
+from data_builders.trunk import Trunk, freeze_below
 
 EVAL_BATCH = 64
+TOLERANCE = 1e-3  # of a probe's loss, between an engine and the plain model
+PROBES = 4
+PACKED_TOKENS = 256  # the mask of a row grows with the square of its length
+MOST_MODELS = 32  # by then kernels are large enough
+BYTES_PER_WEIGHT = 22  # weight, gradient, two moments, a half-precision copy, one for clipping
+BYTES_PER_ACTIVATION = 80  # of a token in a block, per hidden unit: about twenty kept, 4 bytes each
+FREE_SHARE = 0.8
+EngineName = Literal["auto", "eager", "cached_trunk", "batched"]
 
 
 class FineTuner:
-    """Fine-tunes a causal LM on subsets of a pool and measures targets; the plain reference.
+    """Fine-tunes a causal LM on subsets of a pool and measures targets, by one of these engines.
+
+    eager: the plain reference: one model, one example a row, every layer in every step.
+    cached_trunk: for the recipe "last_layers": frozen layers run once; rows are packed.
+    batched: several models in lock-step (see `Stack`) on packed rows; frozen layers run once
+        where the recipe has any below those that train.
 
     The model is loaded once; its trained weights are set back in place before every subset.
-    Losses depend on the weights, the recipe, the subset and the generator only.
+    Losses depend on the weights, the recipe, the subset and the generator only: engines, and any
+    number of models at once, agree up to rounding.
     """
 
     def __init__(
@@ -30,75 +47,295 @@ class FineTuner:
         recipe: Recipe,
         show_progress: bool = False,
         seed: int = 0,
+        engine: EngineName = "auto",
+        most_models: int | None = None,
     ) -> None:
         """Takes the tokenised pool and all targets; `seed` draws LoRA's start.
 
-        Raises InputError for a recipe this model cannot follow.
+        `most_models` is how many the batched engine trains at once; None chooses from the free
+        memory. "auto" is cached_trunk where the recipe has a trunk and the model is on a CPU, else
+        batched. Where the architecture does not fit an engine, a plainer one is used;
+        `engine` names the one in use and `notes` say why. Raises InputError for a recipe this
+        model cannot follow.
         """
         recipe.check()
         self.recipe = recipe
         self.device = next(model.parameters()).device
         self.examples = [*pool, *targets]
         self.pool_size = len(pool)
+        self.engine = _pick_engine(engine, recipe, self.device)
+        self.notes: list[str] = []
         self.trunk: Trunk | None = None
         if recipe.train == "lora":
             model = _with_adapters(model, recipe, seed)
         elif recipe.train == "last_layers":
-            self.trunk = Trunk(model, recipe.layers, self.examples, show_progress=show_progress)
+            if self.engine == "eager":
+                freeze_below(model, recipe.layers)
+            else:
+                self.trunk = Trunk(model, recipe.layers, self.examples, show_progress)
         self.respond = ResponseModel(model)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.start = [parameter.detach().clone() for parameter in self.trained]
+        self.stack: Stack | None = None
+        self.packs = self.engine != "eager" and self._packing_agrees()
+        if self.engine == "batched":
+            self.stack = self._make_stack(model)
+        if self.stack is None:
+            self.trained = [p for p in model.parameters() if p.requires_grad]
+            self.start = [parameter.detach().clone() for parameter in self.trained]
+        else:
+            self.trained = self.stack.parameters
         self.target_lengths = np.asarray([len(example) for example in targets])
+        # How many response tokens of an example count, as `airrep.response_batch` has it.
+        self.responses = np.asarray([len(e) - max(e.response_start, 1) for e in self.examples])
+        self.most_models = 1
+        if self.stack is not None:
+            self.most_models = most_models or self._models_that_fit()
+        self.parts = 1  # a step's batch is taken in so many parts, for the memory's sake
+        self.eval_batch = EVAL_BATCH
 
     def losses(
         self, subset: np.ndarray, target_rows: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
         """Mean response loss (T,) float32 of the targets after fine-tuning on the pool rows."""
-        self._train(subset, generator)
-        return self.measure(target_rows)
+        return self.losses_of([subset], target_rows, [generator])[0]
+
+    def losses_of(
+        self,
+        subsets: Sequence[np.ndarray],
+        target_rows: np.ndarray,
+        generators: Sequence[np.random.Generator],
+    ) -> np.ndarray:
+        """The same (K, T) for several subsets, all at once where the engine can.
+
+        Subsets that need different numbers of steps are trained one number after the other.
+        """
+        plans = [
+            batches(subset, self.recipe, generator)
+            for subset, generator in zip(subsets, generators, strict=True)
+        ]
+        return self.losses_after(plans, target_rows)
+
+    def losses_after(
+        self, plans: Sequence[Sequence[np.ndarray]], target_rows: np.ndarray
+    ) -> np.ndarray:
+        """The same (K, T) after training on each plan: the pool rows of every step."""
+        lengths = np.asarray([len(plan) for plan in plans])
+        losses = np.empty((len(plans), len(target_rows)), dtype=np.float32)
+        groups = (
+            [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+            if self.stack is not None
+            else [np.asarray([number]) for number in range(len(plans))]
+        )
+        for group in groups:
+            losses[group] = self._fit_in_memory([plans[number] for number in group], target_rows)
+        return losses
+
+    def _fit_in_memory(
+        self, plans: Sequence[Sequence[np.ndarray]], target_rows: np.ndarray
+    ) -> np.ndarray:
+        """Losses (K, T) of models trained on each plan; with fewer at once, and then smaller
+        parts of a step at once, where memory runs out. The arithmetic stays the same."""
+        try:
+            self._train(plans)
+            return self._measure(target_rows)
+        except torch.OutOfMemoryError as error:
+            self._reset(1)  # drops gradients and all sets but one
+            half = len(plans) // 2
+            if not half and self.parts >= self.recipe.batch_size:
+                raise InputError(
+                    f"Memory runs out with one example at a time ({error}); use a smaller model "
+                    'or recipe.max_length, or recipe.train "lora" or "last_layers".'
+                ) from None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not half:
+            self.parts, self.eval_batch = 2 * self.parts, max(1, self.eval_batch // 2)
+            return self._fit_in_memory(plans, target_rows)
+        self.most_models = min(self.most_models, half)
+        parts = [self._fit_in_memory(some, target_rows) for some in (plans[:half], plans[half:])]
+        return np.concatenate(parts)
 
     def measure(self, target_rows: np.ndarray) -> np.ndarray:
-        """Mean response loss (T,) float32, of the targets under the present weights."""
+        """Mean response loss (T,) float32 of the targets under the present weights."""
+        return self._measure(target_rows)[0]
+
+    def exact_matches(self, target_rows: np.ndarray) -> np.ndarray:
+        """Whether greedy decoding gives each target's response: (T,) float32 of 0 and 1.
+
+        Under the present weights (of the first model, where there are several). Decoding follows
+        the response, to its end token, for as long as every token of it is the likeliest after
+        those before: one pass over the response tells, without generating.
+        """
+        likeliest: list[torch.Tensor] = []
+        hook = self.respond.model.get_output_embeddings().register_forward_hook(  # type: ignore[operator]
+            lambda module, inputs, logits: likeliest.append(logits.argmax(dim=-1))
+        )
 
         def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
-            return self._run_batch(self.pool_size + target_rows[rows])
+            examples = self.pool_size + target_rows[rows]
+            batch = self._batch([examples], packs=False).repeat(self.models)
+            self._token_losses(examples, batch)
+            missed = likeliest.pop().view_as(batch.tokens) != batch.tokens
+            return batch, missed.float()
 
-        return mean_losses(self.target_lengths[target_rows], EVAL_BATCH, compute)
+        try:
+            missed = mean_losses(self.target_lengths[target_rows], self.eval_batch, compute)
+        finally:
+            hook.remove()
+        return (missed[0] == 0).astype(np.float32)
 
-    def _train(self, subset: np.ndarray, generator: np.random.Generator) -> None:
+    def _models_that_fit(self) -> int:
+        """How many models to train at once: what a GPU's free memory holds, by an estimate.
+
+        A CPU gains nothing from more than one. Too many are halved when memory runs out.
+        """
+        if self.device.type != "cuda":
+            return 1
+        config = self.respond.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        trained = sum(parameter[0].numel() for parameter in self.trained)
+        tokens = self.recipe.batch_size * np.mean([len(example) for example in self.examples])
+        activations = tokens * config.num_hidden_layers * config.hidden_size
+        each = BYTES_PER_WEIGHT * trained + BYTES_PER_ACTIVATION * activations
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(np.clip(FREE_SHARE * free / each, 1, MOST_MODELS))
+
+    @property
+    def models(self) -> int:
+        """How many models are trained at present."""
+        return 1 if self.stack is None else len(self.trained[0])
+
+    def _measure(self, target_rows: np.ndarray) -> np.ndarray:
+        def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
+            examples = self.pool_size + target_rows[rows]
+            batch = self._batch([examples], packs=False).repeat(self.models)
+            return batch, self._token_losses(examples, batch)
+
+        return mean_losses(self.target_lengths[target_rows], self.eval_batch, compute)
+
+    def _train(self, plans: Sequence[Sequence[np.ndarray]]) -> None:
+        """Trains a model on each plan: the pool rows of every step."""
         recipe = self.recipe
-        with torch.no_grad():
-            for parameter, start in zip(self.trained, self.start, strict=True):
-                parameter.copy_(start)
+        self._reset(len(plans))
         optimizer = torch.optim.AdamW(
             self.trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
-        batches = _batches(subset, recipe, generator)
-        for step, rows in enumerate(batches):
+        steps = len(plans[0])
+        for step, rows in enumerate(zip(*plans, strict=True)):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step, len(batches), recipe)
-            self._run_batch(rows)[1].mean().backward()
-            nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
+                group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe)
+            self._backward(rows)
+            if self.stack is None:
+                nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
+            else:
+                clip_gradients(self.trained, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
 
-    def _run_batch(self, rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
-        """The batch of some examples (pool rows, then targets) and its token losses (R,)."""
-        batch = response_batch([self.examples[row] for row in rows]).to(self.device)
+    def _reset(self, models: int) -> None:
+        if self.stack is not None:
+            self.stack.reset(models)
+            return
+        with torch.no_grad():
+            for parameter, start in zip(self.trained, self.start, strict=True):
+                parameter.copy_(start)
+
+    def _backward(self, rows: Sequence[np.ndarray]) -> None:
+        """Adds the gradient of each model's mean token loss over its rows of this step."""
+        counts = torch.tensor([int(self.responses[own].sum()) for own in rows]).to(self.device)
+        for part in range(min(self.parts, max(map(len, rows)))):
+            taken = [own[part :: self.parts] for own in rows]
+            losses = self._token_losses(np.concatenate(taken), self._batch(taken, self.packs))
+            (losses.sum(dim=1) / counts).sum().backward()
+
+    def _width(self, groups: Sequence[Sequence[TokenizedExample]]) -> int:
+        """Tokens of a packed row: room for two of the longest, as far as that is not long."""
+        longest = max(len(example) for group in groups for example in group)
+        return -(-max(longest, min(2 * longest, PACKED_TOKENS)) // 8) * 8  # kernels want eights
+
+    def _batch(self, rows: Sequence[np.ndarray], packs: bool) -> ResponseBatch:
+        """A batch of some examples (pool rows, then targets), a group a model."""
+        groups = [[self.examples[row] for row in own] for own in rows]
+        return response_batch(groups, self._width(groups) if packs else None).to(self.device)
+
+    def _token_losses(self, rows: np.ndarray, batch: ResponseBatch) -> torch.Tensor:
+        """Token losses (K, R) of a batch of examples (pool rows, then targets)."""
         if self.trunk is not None:
-            self.trunk.put(rows, batch.ids.shape[1])
+            self.trunk.put(rows, batch)
         with self._autocast():
-            return batch, self.respond.token_losses(batch)
+            return self.respond.token_losses(batch)
 
     def _autocast(self) -> AbstractContextManager:
         if self.recipe.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def _packing_agrees(self) -> bool:
+        """Whether packed rows give the losses of padded ones; not all models can tell examples
+        in a row apart, or look as far back as the longest row is."""
+        probes = self._probes()
+        agrees = _same(self._probe([probes]), self._probe([probes], pack=True))
+        if not agrees:
+            self.notes.append(f"{self._name} cannot take packed rows; each example has its own.")
+        return agrees
 
-def _batches(
-    subset: np.ndarray, recipe: Recipe, generator: np.random.Generator
-) -> list[np.ndarray]:
+    def _make_stack(self, model: nn.Module) -> Stack | None:
+        """The model's stack, or None (and a note) where it would not compute the same."""
+        probes = self._probes()
+        groups = [probes[:1], probes[1:]] if len(probes) > 1 else [probes]
+        alone = torch.cat([self._probe([group]) for group in groups])
+        try:
+            stack = Stack(model)
+        except InputError as error:
+            self._fall_back(str(error))
+            return None
+        stack.reset(len(groups))
+        if _same(alone, self._probe(groups)):
+            return stack
+        stack.close()
+        self._fall_back(f"{self._name} does not compute the same in a stack.")
+        return None
+
+    @torch.no_grad()
+    def _probe(self, groups: Sequence[np.ndarray], pack: bool = False) -> torch.Tensor:
+        """Mean losses (n,) of the examples of all groups, each group under a model of its own."""
+        examples = [[self.examples[row] for row in group] for group in groups]
+        batch = response_batch(examples, 2 * len(examples[0][0]) if pack else None)
+        batch, rows = batch.to(self.device), np.concatenate(groups)
+        losses = self._token_losses(rows, batch)
+        return mean_by_row(losses, batch.rows, len(rows)).nansum(dim=0)
+
+    def _fall_back(self, reason: str) -> None:
+        self.engine = "eager" if self.trunk is None else "cached_trunk"
+        self.notes.append(f"{reason} Models are trained one at a time.")
+
+    def _probes(self) -> np.ndarray:
+        """The longest examples, where an engine would go wrong first."""
+        return np.argsort([-len(example) for example in self.examples], kind="stable")[:PROBES]
+
+    @property
+    def _name(self) -> str:
+        model: Any = self.respond.model
+        return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+
+
+def _same(losses: torch.Tensor, others: torch.Tensor) -> bool:
+    return bool(((losses - others).abs() < TOLERANCE * losses.abs()).all())
+
+
+def _pick_engine(engine: EngineName, recipe: Recipe, device: torch.device) -> EngineName:
+    if engine not in get_args(EngineName):
+        raise InputError(f"engine is {engine!r}; choose one of {', '.join(get_args(EngineName))}.")
+    has_trunk = recipe.train == "last_layers"
+    if engine == "cached_trunk" and not has_trunk:
+        raise InputError(
+            f'engine cached_trunk needs recipe.train "last_layers", which is {recipe.train!r}; '
+            "use auto, eager or batched."
+        )
+    if engine == "auto":
+        return "cached_trunk" if has_trunk and device.type == "cpu" else "batched"
+    return engine
+
+
+def batches(subset: np.ndarray, recipe: Recipe, generator: np.random.Generator) -> list[np.ndarray]:
     """The subset's rows, shuffled anew every epoch, in batches."""
     orders = [generator.permutation(subset) for _ in range(recipe.epochs)]
     size = recipe.batch_size

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from airrep.examples import InputError, TokenizedExample, length_sorted_batches, pad
 from airrep.lm import find_blocks
+from airrep.response_batch import ResponseBatch, response_batch
 
 BATCH = 32
 TOLERANCE = 1e-3
@@ -35,17 +36,7 @@ class Trunk:
         Raises InputError when the model has too few blocks, or when the cut model does not
         compute what the whole one does (an architecture this does not fit).
         """
-        blocks = find_blocks(model)
-        if blocks is None:
-            raise InputError(
-                f"{type(model).__name__} has no list of its blocks to cut between; "
-                'use recipe.train "lora" or "all".'
-            )
-        if not 1 <= layers <= len(blocks):
-            raise InputError(
-                f"recipe.layers is {layers}, but {type(model).__name__} has {len(blocks)} blocks; "
-                f"give 1 to {len(blocks)}."
-            )
+        blocks = _blocks(model, layers)
         self.device = next(model.parameters()).device
         self.lengths = np.asarray([len(example) for example in examples])
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -53,24 +44,20 @@ class Trunk:
         probes = examples[:PROBES]
         whole = self._last_logits(model, probes)
         self.activations = self._run(model, blocks, layers, examples, show_progress)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for module in (*blocks[len(blocks) - layers :], *_norms_outside(model, blocks)):
-            module.requires_grad_(True)
+        freeze_below(model, layers)
         # The list keeps its length: masks and rotary tables are looked up by a block's number.
         for number in range(len(blocks) - layers):
             blocks[number] = _Passing(blocks[number]) if number else stored
         self.stored = stored
-        self.put(np.arange(len(probes)), int(self.lengths[: len(probes)].max()))
+        self.put(np.arange(len(probes)), response_batch([probes]).to(self.device))
         _check_same(model, whole, self._last_logits(model, probes))
 
-    def put(self, rows: np.ndarray, length: int) -> None:
-        """Sets the activations of the next forward pass: the rows' examples padded to `length`."""
-        positions = np.arange(length)
-        # Padding repeats the last token: no real token looks at it.
-        inside = np.minimum(positions, self.lengths[rows][:, None] - 1)
-        index = torch.from_numpy(self.offsets[rows][:, None] + inside)
-        self.stored.hidden = self.activations[index]
+    def put(self, rows: np.ndarray, batch: ResponseBatch) -> None:
+        """Sets the activations of the next forward pass, of a batch of the rows' examples."""
+        # Padding takes the first token's: no real token looks at it.
+        starts = torch.from_numpy(self.offsets[:-1][rows]).to(batch.texts.device)
+        places = starts[batch.texts.clamp(min=0)] + batch.offsets
+        self.stored.hidden = self.activations[places]
 
     def _run(
         self,
@@ -114,6 +101,30 @@ class Trunk:
         assert logits is not None
         last = torch.tensor([len(example) - 1 for example in probes])
         return logits[torch.arange(len(probes)), last]
+
+
+def freeze_below(model: nn.Module, layers: int) -> None:
+    """Lets only the last `layers` blocks and the norms outside of blocks train."""
+    blocks = _blocks(model, layers)
+    model.requires_grad_(False)
+    for module in (*blocks[len(blocks) - layers :], *_norms_outside(model, blocks)):
+        module.requires_grad_(True)
+
+
+def _blocks(model: nn.Module, layers: int) -> nn.ModuleList:
+    """The model's blocks; raises InputError when `layers` of them cannot be told apart."""
+    blocks = find_blocks(model)
+    if blocks is None:
+        raise InputError(
+            f"{type(model).__name__} has no list of its blocks to cut between; "
+            'use recipe.train "lora" or "all".'
+        )
+    if not 1 <= layers <= len(blocks):
+        raise InputError(
+            f"recipe.layers is {layers}, but {type(model).__name__} has {len(blocks)} blocks; "
+            f"give 1 to {len(blocks)}."
+        )
+    return blocks
 
 
 class _Enough(Exception):

@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,22 +73,68 @@ def test_workers_share_the_plan_and_agree(tmp_path: Path, tuner: FineTuner) -> N
         np.testing.assert_array_equal(one, other)
 
 
-def test_losses_that_are_not_finite_stop_the_run_and_keep_the_rest(
-    tmp_path: Path, tuner: FineTuner, monkeypatch: pytest.MonkeyPatch
+Diverge = Callable[[int, int], bool]
+
+
+@pytest.fixture
+def diverging(monkeypatch: pytest.MonkeyPatch) -> Callable[[Diverge], None]:
+    """Makes the n-th training of a subset of PLAN give a NaN where a function says so."""
+
+    def install(diverges: Diverge) -> None:
+        losses_of, seen = FineTuner.losses_of, Counter[int]()
+
+        def some(self: FineTuner, subsets: Sequence[np.ndarray], *rest: Any) -> np.ndarray:
+            found = losses_of(self, subsets, *rest)
+            for row, subset in enumerate(subsets):
+                number = next(n for n, known in enumerate(PLAN) if np.array_equal(known, subset))
+                if diverges(number, seen[number]):
+                    found[row, 4] = np.nan
+                seen[number] += 1
+            return found
+
+        monkeypatch.setattr(FineTuner, "losses_of", some)
+
+    return install
+
+
+def test_a_subset_that_diverges_is_trained_once_more(
+    tmp_path: Path, tuner: FineTuner, diverging: Callable[[Diverge], None]
 ) -> None:
+    diverging(lambda number, trainings: number == 2 and trainings == 0)
     job = new_job(tmp_path / "store")
-    losses = FineTuner.losses
+    assert make(job, tuner) == 7
+    assert job.store.attempts() == {2: 1}
+    expected = tuner.losses(PLAN[2], np.arange(6), np.random.default_rng([3, 2, 0, 1]))
+    np.testing.assert_allclose(read(job)[0][:, 2], expected, rtol=1e-5)
+    job.store.merge()
+    assert job.store.attempts() == {2: 1}
+    job.store.write(2, expected)
+    assert job.store.attempts() == {}
 
-    def diverge(self: FineTuner, subset: np.ndarray, *rest: object) -> np.ndarray:
-        found = losses(self, subset, *rest)  # type: ignore[arg-type]
-        if np.array_equal(subset, PLAN[2]):
-            found[4] = np.nan
-        return found
 
-    monkeypatch.setattr(FineTuner, "losses", diverge)
-    with pytest.raises(InputError, match=r"Subset 2 has losses that are not finite for 1 of 6"):
+def test_what_diverges_twice_is_missing_and_named_after_the_rest_is_made(
+    tmp_path: Path, tuner: FineTuner, diverging: Callable[[Diverge], None]
+) -> None:
+    diverging(lambda number, trainings: number == 2)
+    job = new_job(tmp_path / "store")
+    found = (
+        "1 of 7 labels are missing: training diverged, twice. "
+        r"Subset 2 has losses that are not finite for 1 of 6 targets \(rows 4\)"
+    )
+    with pytest.raises(InputError, match=found):
         make(job, tuner)
-    assert job.store.done() == {0, 1}
+    assert job.store.done() == {0, 1, 3, 4}
+    assert job.store.done(repeat=1) == {0, 1}
+
+
+def test_a_recipe_that_always_diverges_is_given_up_early(
+    tmp_path: Path, tuner: FineTuner, diverging: Callable[[Diverge], None]
+) -> None:
+    trained = []
+    diverging(lambda number, trainings: trained.append(number) is None)
+    with pytest.raises(InputError, match="3 of 7 labels are missing"):
+        make(new_job(tmp_path / "store"), tuner)
+    assert trained == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/0"])
@@ -102,11 +151,11 @@ from tests.test_labels import make, new_job, RECIPE
 from tests.test_finetune import make_tuner
 import time
 tuner = make_tuner(Path({lm!r}), RECIPE)
-losses = tuner.losses
+losses_of = tuner.losses_of
 def slowly(*arguments):
     time.sleep(0.3)
-    return losses(*arguments)
-tuner.losses = slowly
+    return losses_of(*arguments)
+tuner.losses_of = slowly
 make(new_job(Path({store!r})), tuner)
 """
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from airrep.examples import Example, InputError, Template, tokenize_examples
-from airrep.lm import load_lm, response_batch, response_losses
+from airrep.lm import load_lm, response_losses
 from airrep.weights import fingerprint_weights, plain_weights, resolve_model
 from tests.tiny_lm import save_tiny_lm
 
@@ -55,21 +55,6 @@ def test_the_model_is_left_as_it_was(folder: Path) -> None:
         response_losses(model, tokenize_examples(EXAMPLES, tokenizer, TEMPLATE, 100))
         after = model(input_ids=ids).logits
     assert torch.equal(before, after)
-
-
-def test_response_batch_marks_the_positions_before_each_response_token() -> None:
-    from airrep.examples import TokenizedExample
-
-    batch = response_batch(
-        [
-            TokenizedExample(np.asarray([5, 6, 7, 8]), response_start=2),
-            TokenizedExample(np.asarray([9, 4]), response_start=0),
-        ]
-    )
-    assert batch.ids.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
-    assert batch.predicts.tolist() == [[False, True, True, False], [True, False, False, False]]
-    assert batch.tokens.tolist() == [7, 8, 4]
-    assert batch.rows.tolist() == [0, 0, 1]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

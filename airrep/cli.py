@@ -20,6 +20,7 @@ _RUN_HELP = """Everything a run makes is in the folder `output` of its configura
 of the configuration is also a flag: --recipe.epochs 3 beats what the file says."""
 _STAGES = {
     "run": "all of the stages below, one after the other; what is done is not done again",
+    "plan": "say what the labels will cost: trains on one subset, writes nothing",
     "subsets": "draw the targets and the random training subsets",
     "labels": "fine-tune the language model on every subset, record the targets' losses",
     "train": "train the encoder on the labels",
@@ -27,6 +28,10 @@ _STAGES = {
     "report": "write results.json as one self-contained page",
 }
 _STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "plan": {
+        "price": {"type": float, "default": None, "help": "price of an hour of this machine"},
+        "hours": {"type": float, "default": None, "help": "a budget: how many labels it buys"},
+    },
     "labels": {
         "shard": {"default": "1/1", "help": "i/n: make the i-th of n parts only (job arrays)"},
         "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
@@ -131,7 +136,9 @@ def _run(command: str, values: dict[str, Any]) -> None:
         return
     extra = {key: values.pop(key) for key in _STAGE_FLAGS.get(command, {})}
     config = RunConfig(**values)
-    if command == "subsets":
+    if command == "plan":
+        stages.plan(config, **extra)
+    elif command == "subsets":
         stages.make_subsets(config)
     elif command == "labels":
         stages.make_labels(config, **extra)

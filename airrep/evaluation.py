@@ -3,45 +3,30 @@
 import contextlib
 import copy
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from airrep.attributor import POOLINGS, Attributor, check_subsets
+from airrep.evaluation_rows import (
+    Benchmark,
+    MethodRun,
+    comparison_rows,
+    linear_share,
+    measure_ceiling,
+    method_row,
+    preparation,
+)
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
-from airrep.metrics import (
-    bootstrap_ceiling,
-    interval,
-    lds_per_target,
-    mean_reciprocal_rank,
-    noise_ceiling,
-    recall_at_k,
-    resampled_lds,
-)
+from airrep.metrics import Resamples, lds_per_target, resampled_lds
 from airrep.provenance import git_revision, installed_versions
 
-LEARNED = "airrep"  # the method the others are baselines of
-RECALL_AT = (1, 5, 10, 50)
 WARM_UP = 16  # pool examples of the fit that is not timed
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one method gave: scores (T, N), subset scores (T, M) by pooling, LDS (T,), seconds."""
-
-    name: str
-    attributor: Attributor
-    scores: np.ndarray
-    subset_scores: dict[str, np.ndarray]
-    lds: np.ndarray
-    constant_targets: int
-    fit_seconds: float
-    score_seconds: float
 
 
 def evaluate(
@@ -55,6 +40,7 @@ def evaluate(
     draws: int = 1000,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    prepare_seconds: Mapping[str, float] | None = None,
     show_progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Quality and cost of unfitted methods by name: results for results.json, and their scores.
@@ -65,18 +51,21 @@ def evaluate(
     subsets together; all methods share the resamples, so differences are paired. Results hold
     only finite JSON; what is not known is null. Scores are (targets, pool), higher = more
     helpful. A method that cannot run here (no tasks, a package that is not installed) is listed
-    under "skipped" with its reason. Seconds leave out first-use costs such as imports.
+    under "skipped" with its reason. Seconds leave out first-use costs such as imports; what went
+    into a method before (labels, training) is `prepare_seconds`, by name, where it is known.
 
     Raises InputError when labels, pool and targets do not belong together, and when no method
     can run.
     """
     subsets = _check_labels(labels, pool, targets)
     about = _finite_json(config or {})
-    runs, skipped = _run_all(methods, pool, targets, subsets, labels.losses, show_progress)
+    prepared = _check_seconds(prepare_seconds or {}, methods)
     lds_rng, ceiling_rng = np.random.default_rng(seed).spawn(2)
-    drawn = resampled_lds(
-        [run.subset_scores[run.attributor.pooling] for run in runs], labels.losses, draws, lds_rng
-    )
+    resamples = Resamples.draw(labels.losses.shape, draws, lds_rng)
+    ceiling = measure_ceiling(labels, repeat_labels, resamples, ceiling_rng)
+    given = Benchmark(pool, targets, labels, resamples)
+    runs, skipped = _run_all(methods, pool, targets, subsets, labels.losses, show_progress)
+    drawn = resampled_lds([run.own_subset_scores for run in runs], labels.losses, resamples)
     results = {
         "benchmark": benchmark,
         "targets": len(targets),
@@ -88,15 +77,15 @@ def evaluate(
         ),
         "draws": draws,
         "seed": seed,
-        "noise_ceiling": _ceiling(labels, repeat_labels, draws, ceiling_rng),
+        "noise_ceiling": ceiling and ceiling.row,
+        "linear_share_of_labels": linear_share(np.zeros(labels.losses.shape), given),
         "methods": [
-            _method_row(
-                run, {over: drawn[over][row] for over in drawn}, pool, targets, labels.losses
-            )
+            method_row(run, {over: drawn[over][row] for over in drawn}, given, ceiling)
+            | preparation(run, runs, prepared.get(run.name))
             for row, run in enumerate(runs)
         ],
         "skipped": skipped,
-        **_comparisons(runs, drawn["both"]),
+        **comparison_rows(runs, drawn["both"]),
         "versions": installed_versions(),
         "git_revision": git_revision(),
         "config": about,
@@ -127,7 +116,7 @@ def _run_all(
     subsets: list[np.ndarray],
     losses: np.ndarray,
     show_progress: bool,
-) -> tuple[list[_Run], list[dict[str, str]]]:
+) -> tuple[list[MethodRun], list[dict[str, str]]]:
     runs, skipped = [], []
     for name, attributor in tqdm(methods.items(), desc="methods", disable=not show_progress):
         try:
@@ -147,7 +136,7 @@ def _run(
     targets: Sequence[Example],
     subsets: list[np.ndarray],
     losses: np.ndarray,
-) -> _Run:
+) -> MethodRun:
     _warm_up(attributor, pool, targets)
     start = time.perf_counter()
     attributor.fit(pool)
@@ -160,7 +149,18 @@ def _run(
         variant.pooling = pooling
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)
     lds, constant = lds_per_target(pooled[attributor.pooling], losses)
-    return _Run(name, attributor, scores, pooled, lds, constant, fitted - start, scored - fitted)
+    fit_seconds = max(fitted - start, 1e-9)
+    return MethodRun(
+        name=name,
+        attributor=attributor,
+        scores=scores,
+        subset_scores=pooled,
+        lds=lds,
+        constant_targets=constant,
+        fit_seconds=fit_seconds,
+        score_seconds=scored - fitted,
+        examples_per_second=len(pool) / fit_seconds,
+    )
 
 
 def _warm_up(attributor: Attributor, pool: Sequence[Example], targets: Sequence[Example]) -> None:
@@ -170,124 +170,16 @@ def _warm_up(attributor: Attributor, pool: Sequence[Example], targets: Sequence[
         copy.copy(attributor).fit(pool[:WARM_UP]).score(targets[:1])
 
 
-def _method_row(
-    run: _Run,
-    drawn: Mapping[str, np.ndarray],
-    pool: Sequence[Example],
-    targets: Sequence[Example],
-    losses: np.ndarray,
-) -> dict[str, Any]:
-    fit_seconds = max(run.fit_seconds, 1e-9)
-    return {
-        "name": run.name,
-        "method": run.attributor.name,
-        "oracle": run.attributor.oracle,
-        "pooling": run.attributor.pooling,
-        "lds": float(run.lds.mean()),
-        "ci95": list(interval(drawn["both"])),
-        "ci95_targets": list(interval(drawn["targets"])),
-        "ci95_subsets": list(interval(drawn["subsets"])),
-        "constant_targets": run.constant_targets,
-        **{
-            f"lds_{pooling}": float(lds_per_target(scores, losses)[0].mean())
-            for pooling, scores in run.subset_scores.items()
-        },
-        "fit_seconds": fit_seconds,
-        "examples_per_second": len(pool) / fit_seconds,
-        "query_seconds": run.score_seconds / len(targets),
-        "bytes_per_example": run.attributor.bytes_per_example,
-        "retrieval": _retrieval(run.scores, pool, targets),
-        "per_task": _per_task(run.lds, targets),
-    }
-
-
-def _retrieval(
-    scores: np.ndarray, pool: Sequence[Example], targets: Sequence[Example]
-) -> dict[str, Any] | None:
-    """Recall and MRR over the targets whose meta names proponents; None when no target's does."""
-    rows = {example.id: row for row, example in enumerate(pool)}
-    named = [list(target.meta.get("proponents") or []) for target in targets]
-    known = [[rows[name] for name in names if name in rows] for names in named]
-    if not any(known):
-        return None
-    return {
-        "targets": sum(bool(found) for found in known),
-        "outside_pool": sum(map(len, named)) - sum(map(len, known)),
-        **{f"recall_at_{k}": recall_at_k(scores, known, k) for k in RECALL_AT},
-        "mrr": mean_reciprocal_rank(scores, known),
-    }
-
-
-def _per_task(lds: np.ndarray, targets: Sequence[Example]) -> dict[str, float]:
-    """Mean LDS over each task's targets; targets without a task are left out."""
-    by_task: dict[str, list[float]] = {}
-    for target, value in zip(targets, lds, strict=True):
-        if target.task is not None:
-            by_task.setdefault(target.task, []).append(float(value))
-    return {task: float(np.mean(values)) for task, values in sorted(by_task.items())}
-
-
-def _comparisons(runs: Sequence[_Run], drawn: np.ndarray) -> dict[str, Any]:
-    """The learned method against each other one, and against the best, by paired resamples."""
-    learned = next((row for row, run in enumerate(runs) if run.attributor.name == LEARNED), None)
-    if learned is None:
-        return {"comparison": None, "comparison_without_oracles": None, "differences": []}
-
-    def against(other: int) -> dict[str, Any]:
-        difference = drawn[learned] - drawn[other]
-        low, high = interval(difference)
-        return {
-            "difference": float(runs[learned].lds.mean() - runs[other].lds.mean()),
-            "ci95": [low, high],
-            "share_not_better": float((difference <= 0).mean()),
-            "wins": low > 0,
-        }
-
-    def against_best(rows: list[int]) -> dict[str, Any] | None:
-        if not rows:
-            return None
-        best = max(rows, key=lambda row: runs[row].lds.mean())
-        names = {"method": runs[learned].name, "best_baseline": runs[best].name}
-        return names | against(best)
-
-    baselines = [row for row, run in enumerate(runs) if run.attributor.name != LEARNED]
-    return {
-        "comparison": against_best(baselines),
-        "comparison_without_oracles": against_best(
-            [row for row in baselines if not runs[row].attributor.oracle]
-        ),
-        "differences": [
-            {"method": runs[learned].name, "baseline": run.name} | against(row)
-            for row, run in enumerate(runs)
-            if row != learned
-        ],
-    }
-
-
-def _ceiling(
-    labels: Labels, repeats: Labels | None, draws: int, rng: np.random.Generator
-) -> dict[str, Any] | None:
-    """Ceiling from the subsets that were trained with both seeds; None for fewer than two."""
-    if repeats is None:
-        return None
-    if len(repeats.losses) != len(labels.losses):
-        raise InputError(
-            f"The repeated labels hold {len(repeats.losses)} targets, the labels "
-            f"{len(labels.losses)}; give repeats of the same targets."
-        )
-    numbers, first, second = np.intersect1d(labels.numbers, repeats.numbers, return_indices=True)
-    if len(numbers) < 2:
-        return None
-    for number, row, again in zip(numbers, first, second, strict=True):
-        if not np.array_equal(labels.subsets[row], repeats.subsets[again]):
+def _check_seconds(
+    prepare_seconds: Mapping[str, float], methods: Mapping[str, Attributor]
+) -> Mapping[str, float]:
+    for name, seconds in prepare_seconds.items():
+        if name not in methods or not 0 <= seconds < math.inf:
             raise InputError(
-                f"Subset {number} differs between the labels and the repeated labels; "
-                "give two seeds of one plan."
+                f"prepare_seconds got {seconds} for {name!r}; give seconds of at least 0 for "
+                f"methods among {', '.join(methods)}."
             )
-    losses, again_losses = labels.losses[:, first], repeats.losses[:, second]
-    low, high = bootstrap_ceiling(losses, again_losses, draws, rng)
-    ceiling = noise_ceiling(losses, again_losses)
-    return {**ceiling, "ci95": [low, high], "subsets": len(numbers)}
+    return prepare_seconds
 
 
 def _finite_json(config: Mapping[str, Any]) -> dict[str, Any]:

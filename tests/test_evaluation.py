@@ -11,7 +11,16 @@ from planted import Planted, planted_benchmark, planted_methods
 from airrep.attributors import make_attributor
 from airrep.evaluation import evaluate
 from airrep.examples import InputError
-from airrep.metrics import bootstrap_lds, lds_per_target, noise_ceiling
+from airrep.metrics import (
+    Resamples,
+    bootstrap_lds,
+    break_even,
+    calibration,
+    harmfulness,
+    lds_per_target,
+    linear_gap,
+    noise_ceiling,
+)
 from airrep.verdict import key_figures, verdict
 
 BENCHMARK = planted_benchmark()
@@ -116,10 +125,93 @@ def test_numbers_are_those_of_the_metrics(evaluated):
     rng, _ = np.random.default_rng(0).spawn(2)
     interval = bootstrap_lds(subset_scores, BENCHMARK.labels.losses, 200, rng)
     assert found["ci95"] == pytest.approx(interval)
+    rng, _ = np.random.default_rng(0).spawn(2)
+    resamples = Resamples.draw(BENCHMARK.labels.losses.shape, 200, rng)
+    calibrated = calibration(subset_scores, BENCHMARK.labels.losses, resamples)
+    assert {key: found["calibration"][key] for key in calibrated} == calibrated
+    predicted = calibrated["slope"] * subset_scores
+    labels = BENCHMARK.labels
+    assert found["linear_gap"] == linear_gap(predicted, labels.losses, labels.subsets, 60)
     again = BENCHMARK.repeats.numbers
     ceiling = noise_ceiling(BENCHMARK.labels.losses[:, again], BENCHMARK.repeats.losses)
     assert {key: results["noise_ceiling"][key] for key in ceiling} == pytest.approx(ceiling)
     assert results["noise_ceiling"]["subsets"] == len(again)
+
+
+def test_a_planted_method_is_calibrated_and_leaves_little_behind(evaluated):
+    results, _ = evaluated
+    truth, _ = run({"airrep": Planted(BENCHMARK.truth)})
+    found = row(truth, "airrep")
+    # The planted losses fall by 0.05 nats a unit of score.
+    assert found["calibration"]["ci95"][0] < 0.05 < found["calibration"]["ci95"][1]
+    assert found["calibration"]["slope_on_held_out"] == pytest.approx(1, abs=0.1)
+    assert sum(one["count"] for one in found["calibration"]["bins"]) == 24 * 30
+    assert set(found["calibration"]["bins"][0]) == {
+        "predicted", "measured", "low", "high", "count"
+    }  # fmt: skip
+    low, high = found["linear_gap"]["ci95"]
+    assert low < 0 < high
+    assert found["linear_gap"]["share"] < 0.1
+    share = results["linear_share_of_labels"]["share"]
+    assert share > 0.5
+    assert row(results, "random")["linear_gap"]["share"] == pytest.approx(share, abs=0.1)
+    low, high = row(results, "airrep")["lds_of_ceiling"]["ci95"]
+    of_ceiling = row(results, "airrep")["lds"] / results["noise_ceiling"]["lds"]
+    assert low < row(results, "airrep")["lds_of_ceiling"]["share"] < high
+    assert row(results, "airrep")["lds_of_ceiling"]["share"] == pytest.approx(of_ceiling)
+
+
+def test_flipped_examples_of_the_pool_are_looked_for(evaluated):
+    results, _ = evaluated
+    assert all(method["mislabel"] is None for method in results["methods"])
+    harm = harmfulness(BENCHMARK.truth)
+    pool = [
+        replace(one, meta={"flipped": True}) if harm[place] > np.quantile(harm, 0.8) else one
+        for place, one in enumerate(BENCHMARK.pool)
+    ]
+    found = row(
+        run({"airrep": Planted(BENCHMARK.truth)}, replace(BENCHMARK, pool=pool))[0], "airrep"
+    )
+    assert found["mislabel"] == {"auc": 1.0, "ci95": [1.0, 1.0], "flipped": 12}
+    pool[1:] = BENCHMARK.pool[1:]
+    assert row(run(benchmark=replace(BENCHMARK, pool=pool))[0], "airrep")["mislabel"] is None
+
+
+def test_preparation_is_set_against_the_slower_methods():
+    results, _ = run(prepare_seconds={"tfidf": 10.0, "random": 0.0})
+    assert row(results, "airrep")["prepare_seconds"] is None
+    assert row(results, "airrep")["break_even_examples"] is None
+    found = row(results, "tfidf")
+    assert found["prepare_seconds"] == 10.0
+    rates = {method["name"]: method["examples_per_second"] for method in results["methods"]}
+    sizes = {name: break_even(10.0, rates["tfidf"], rates[name]) for name in ("airrep", "random")}
+    assert found["break_even_examples"] == {
+        name: size for name, size in sizes.items() if size is not None
+    }
+    slower = {name for name in ("airrep", "tfidf") if rates[name] < rates["random"]}
+    assert row(results, "random")["break_even_examples"] == dict.fromkeys(slower, 0)
+
+
+def test_the_sign_test_counts_targets(evaluated):
+    results, _ = evaluated
+    for one in [results["comparison"], *results["differences"]]:
+        counts = one["sign_test"]
+        assert counts["wins"] + counts["losses"] + counts["ties"] == 24
+    assert next(one for one in results["differences"] if one["baseline"] == "random")[
+        "sign_test"
+    ]["p"] < 0.001  # fmt: skip
+
+
+def test_methods_and_labels_without_variation_give_null():
+    flat = type("Flat", (Planted,), {"name": "flat"})(0 * BENCHMARK.truth)
+    results, _ = run({"flat": flat})
+    assert row(results, "flat")["calibration"] is None
+    assert row(results, "flat")["linear_gap"] is None
+    whole = replace(BENCHMARK.labels, subsets=[np.arange(60)] * 30)
+    results, _ = run({"flat": flat}, labels=whole, repeat_labels=None)
+    assert results["linear_share_of_labels"] is None
+    assert row(results, "flat")["lds_of_ceiling"] is None
+    json.dumps(results, allow_nan=False)
 
 
 def test_retrieval_counts_targets_with_proponents(evaluated):
@@ -129,6 +221,7 @@ def test_retrieval_counts_targets_with_proponents(evaluated):
     assert found == {
         "targets": 12, "outside_pool": 0, "recall_at_1": 1.0, "recall_at_5": 1.0,
         "recall_at_10": 1.0, "recall_at_50": 1.0, "mrr": 1.0,
+        "ndcg_at_10": 1.0,
     }  # fmt: skip
     assert row(results, "random")["retrieval"]["recall_at_5"] < 0.5
 
@@ -226,6 +319,8 @@ def test_one_repeated_subset_gives_no_ceiling():
         ),
         ({"config": {"rate": float("nan")}}, "config cannot be written as JSON"),
         ({"draws": 0}, "draws is 0"),
+        ({"prepare_seconds": {"bm25": 1.0}}, "prepare_seconds got 1.0 for 'bm25'"),
+        ({"prepare_seconds": {"tfidf": -1.0}}, "give seconds of at least 0"),
         ({"methods": {}}, "No method could run. Give at least one method."),
     ],
 )

@@ -25,7 +25,7 @@ FOUNDATIONS = {
     "airrep.provenance",
 }
 # These reach a method only through the contract, `airrep.attributor`, and the registry by name.
-JUDGES = {"airrep.evaluation", "airrep.report", "airrep.metrics"}
+JUDGES = {"airrep.evaluation", "airrep.evaluation_rows", "airrep.report", "airrep.metrics"}
 # Optional or slow to import: wanted only where they are used.
 HEAVY = ("wandb", "datasets", "sklearn", "bm25s", "faiss", "ray", "peft", "pandas", "torch")
 
@@ -40,6 +40,10 @@ FILES = {
     for package in ("airrep", "data_builders")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
+
+# A package is the room that its name is.
+FOUNDATIONS |= {name for name in FILES if name.startswith("airrep.metrics.")}
+JUDGES |= {name for name in FILES if name.startswith("airrep.metrics.")}
 
 
 def imports_of(module: str) -> set[str]:

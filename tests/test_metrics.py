@@ -1,44 +1,43 @@
-"""Metrics: golden numbers worked out by hand, and properties against brute force."""
-
-from itertools import permutations
+"""LDS, its resamples and the ceiling: golden numbers, and properties against brute force."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import binom, rankdata, spearmanr
 
 from airrep.examples import InputError
 from airrep.metrics import (
+    Resamples,
     bootstrap_ceiling,
     bootstrap_lds,
     interval,
     lds_per_target,
-    mean_reciprocal_rank,
     noise_ceiling,
     paired_bootstrap,
-    recall_at_k,
+    resampled_ceiling,
     resampled_lds,
+    share_of_ceiling,
+    sign_test,
 )
 
 RNG = np.random.default_rng(0)
 
 
-class Replay:
-    """Gives resamples that were drawn before: first the targets', then the subsets'."""
-
-    def __init__(self, *counts: np.ndarray) -> None:
-        self.counts = iter(counts)
-
-    def multinomial(self, total, shares, size):
-        counts = next(self.counts)
-        assert counts.shape == (size, len(shares))
-        assert (counts.sum(axis=1) == total).all()
-        return counts
-
-
 def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def draw(shape, draws, seed):
+    return Resamples.draw(shape, draws, np.random.default_rng(seed))
+
+
+def picked(resamples, number):
+    """Rows and columns of one resample, as indices with repeats."""
+    return tuple(
+        np.repeat(np.arange(len(counts)), counts[:, number].astype(int))
+        for counts in (resamples.targets, resamples.subsets)
+    )
 
 
 # Golden numbers
@@ -82,21 +81,23 @@ def test_noise_ceiling_by_hand():
     assert opposite == {"reliability": pytest.approx(-1), "lds": 0.0}
 
 
-def test_recall_by_hand():
-    scores = [[0.9, 0.1, 0.8, 0.7], [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]]
-    proponents = [[0, 3], [0], []]  # the third target has none and does not count
-    assert recall_at_k(scores, proponents, 1) == pytest.approx((1 / 2 + 0) / 2)
-    assert recall_at_k(scores, proponents, 3) == pytest.approx((1 + 0) / 2)
-    assert recall_at_k(scores, proponents, 50) == 1.0
-    # Four equal scores: a proponent is among two of the four places half of the time.
-    assert recall_at_k([[1.0] * 4], [[0]], 2) == pytest.approx(0.5)
+def test_sign_test_by_hand():
+    found = sign_test([0.5, 0.5, 0.5, 0.1, 0.2], [0.1, 0.1, 0.1, 0.2, 0.2])
+    # Four decided: 3 of 4 or further from even has probability 2 * (4 + 1) / 16.
+    assert found == {"wins": 3, "losses": 1, "ties": 1, "p": pytest.approx(0.625)}
+    assert sign_test([0.5], [0.5]) == {"wins": 0, "losses": 0, "ties": 1, "p": 1.0}
 
 
-def test_reciprocal_rank_by_hand():
-    assert mean_reciprocal_rank([[0.9, 0.1, 0.8, 0.7]], [[1, 3]]) == pytest.approx(1 / 3)
-    assert mean_reciprocal_rank([[1.0, 1.0, 1.0]], [[2]]) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
-    # Two of three equal places: first at 1 with 2/3, at 2 with 1/3.
-    assert mean_reciprocal_rank([[1.0, 1.0, 1.0]], [[0, 2]]) == pytest.approx(2 / 3 + 1 / 6)
+def test_share_of_ceiling_by_hand():
+    drawn = np.linspace(0.3, 0.5, 101)
+    found = share_of_ceiling(0.4, drawn, 0.8, np.full(101, 0.8))
+    assert found == {"share": pytest.approx(0.5), "ci95": pytest.approx([0.38125, 0.61875])}
+    # One lost ceiling in a hundred lies beyond the upper end; ten leave the interval open.
+    one, ten = np.full((2, 101), 0.8)
+    one[:1], ten[:10] = 0, 0
+    assert share_of_ceiling(0.4, drawn, 0.8, one)["ci95"][1] <= 0.5 / 0.8
+    assert share_of_ceiling(0.4, drawn, 0.8, ten) is None
+    assert share_of_ceiling(0.4, drawn, 0.0, one) is None
 
 
 def test_interval_is_the_middle_95_percent():
@@ -120,45 +121,90 @@ def test_lds_is_scipys_spearman(seed, targets, subsets, tied):
             assert lds[row] == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.booleans(), st.booleans())
-def test_resamples_are_those_of_indices(seed, tied, missing):
+def test_a_resample_is_the_correlation_of_the_full_ranks(seed, tied, missing):
     rng = np.random.default_rng(seed)
     scores, losses = rng.normal(size=(2, 4, 7)), rng.normal(size=(4, 7))
     if tied:
         scores, losses = scores.round(), losses.round()
     if missing:
         losses[rng.random(losses.shape) < 0.3] = np.nan
-    target_counts = rng.multinomial(4, np.full(4, 1 / 4), size=3)
-    subset_counts = rng.multinomial(7, np.full(7, 1 / 7), size=3)
-    found = resampled_lds(scores, losses, 3, Replay(target_counts, subset_counts))
-    for draw in range(3):
-        rows = np.repeat(np.arange(4), target_counts[draw])
-        columns = np.repeat(np.arange(7), subset_counts[draw])
-        for method, given_scores in enumerate(scores):
-            for over, picked in {
+    resamples = draw(losses.shape, 3, seed)
+    found = resampled_lds(scores, losses, resamples)
+    for number in range(3):
+        rows, columns = picked(resamples, number)
+        for method in range(2):
+            for over, (some_rows, some_columns) in {
                 "targets": (rows, np.arange(7)),
                 "subsets": (np.arange(4), columns),
                 "both": (rows, columns),
             }.items():
-                lds, _ = lds_per_target(given_scores[np.ix_(*picked)], losses[np.ix_(*picked)])
-                assert found[over][method, draw] == pytest.approx(lds.mean(), abs=1e-9)
+                rhos = [
+                    rank_correlation(scores[method, row], losses[row], some_columns)
+                    for row in some_rows
+                ]
+                assert found[over][method, number] == pytest.approx(np.mean(rhos), abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6))
-def test_retrieval_is_the_mean_over_all_orders_of_ties(seed, k):
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(0, 3, size=6).astype(float)
-    rows = rng.choice(6, size=2, replace=False)
-    recalls, reciprocals = [], []
-    for places in permutations(range(6)):
-        order = np.lexsort((places, -scores))
-        ranks = np.flatnonzero(np.isin(order, rows))
-        recalls.append((ranks < k).mean())
-        reciprocals.append(1 / (ranks.min() + 1))
-    assert recall_at_k([scores], [rows], k) == pytest.approx(np.mean(recalls))
-    assert mean_reciprocal_rank([scores], [rows]) == pytest.approx(np.mean(reciprocals))
+def rank_correlation(scores, losses, columns):
+    """Pearson's r over columns of the ranks that all known columns have."""
+    known = np.isfinite(losses)
+    ranks = np.zeros((2, len(losses)))
+    ranks[0, known], ranks[1, known] = rankdata(scores[known]), rankdata(-losses[known])
+    kept = [column for column in columns if known[column]]
+    if not kept or not np.ptp(ranks[:, kept], axis=1).all():
+        return 0.0
+    return np.corrcoef(ranks[:, kept])[0, 1]
+
+
+def test_intervals_are_those_of_ranking_again_up_to_one_part_in_the_subsets():
+    losses = noise(0, 25, 60)
+    scores = -losses + noise(1, 25, 60)
+    resamples = draw(losses.shape, 300, 2)
+    fixed = resampled_lds([scores], losses, resamples)["both"][0]
+    again = []
+    for number in range(300):
+        cells = np.ix_(*picked(resamples, number))
+        again.append(lds_per_target(scores[cells], losses[cells])[0].mean())
+    assert interval(fixed) == pytest.approx(interval(again), abs=1 / 60)
+    assert np.abs(fixed - again).max() < 2 / 60
+
+
+def test_bootstrap_covers_the_truth():
+    """Targets and subsets are fresh in every trial; the LDS of infinitely many is known."""
+    truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's rho of normal variables that correlate 0.5
+    trials = 60
+    covered = 0
+    for trial in range(trials):
+        losses = noise(trial, 20, 40)
+        scores = -0.5 * losses + 0.75**0.5 * noise(1000 + trial, 20, 40)
+        low, high = bootstrap_lds(scores, losses, 200, np.random.default_rng(trial))
+        covered += low < truth < high
+    # Fewer than one trial in a thousand misses this often at 95%; too wide is no fault here.
+    assert covered >= binom.ppf(0.001, trials, 0.95)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    losses, scores = noise(0, 9, 8), noise(1, 2, 9, 8)
+    losses[3, 2:5] = np.nan
+    resamples = draw(losses.shape, 20, 0)
+    whole = resampled_lds(scores, losses, resamples)
+    monkeypatch.setattr("airrep.metrics.bootstrap.BLOCK", 1)
+    for over, drawn in resampled_lds(scores, losses, resamples).items():
+        np.testing.assert_allclose(drawn, whole[over], atol=1e-12)
+
+
+def test_lds_is_that_of_dattri():
+    metric = pytest.importorskip("dattri.metric", reason="dattri is another package's LDS")
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    scores, losses = rng.normal(size=(5, 20)), rng.normal(size=(5, 12))
+    subsets = [np.sort(rng.choice(20, size=6, replace=False)) for _ in range(12)]
+    sums = np.stack([scores[:, subset].sum(axis=1) for subset in subsets], axis=1)
+    truth = torch.tensor(-losses.T), torch.tensor(np.stack(subsets))
+    found, _ = metric.lds(torch.tensor(scores.T), truth)
+    np.testing.assert_allclose(lds_per_target(sums, losses)[0], found.numpy(), atol=1e-6)
 
 
 # Invariances
@@ -185,8 +231,8 @@ def test_bootstrap_is_fixed_by_its_generator_and_brackets_the_lds():
 
 def test_an_added_method_changes_no_interval():
     losses, scores = noise(0, 6, 8), noise(1, 3, 6, 8)
-    alone = resampled_lds(scores[:1], losses, 50, np.random.default_rng(0))
-    all_three = resampled_lds(scores, losses, 50, np.random.default_rng(0))
+    resamples = draw(losses.shape, 50, 0)
+    alone, all_three = (resampled_lds(some, losses, resamples) for some in (scores[:1], scores))
     for over, drawn in alone.items():
         np.testing.assert_allclose(drawn[0], all_three[over][0], atol=1e-12)
 
@@ -212,6 +258,19 @@ def test_ceiling_interval_skips_losses_missing_in_either_seed():
     assert 0 < low < noise_ceiling(first, second)["lds"] < high < 1
 
 
+def test_the_ceilings_resamples_share_their_targets():
+    first = noise(0, 12, 10)
+    second = first + noise(1, 12, 10)
+    resamples = draw((12, 30), 40, 5)
+    shared = resamples.with_subsets(10, np.random.default_rng(1))
+    np.testing.assert_array_equal(shared.targets, resamples.targets)
+    rows, columns = picked(shared, 7)
+    drawn = resampled_ceiling(first, second, shared)
+    rho = [rank_correlation(-first[row], second[row], columns) for row in rows]
+    assert drawn.shape == (40,)
+    assert drawn[7] == pytest.approx(max(np.mean(rho), 0) ** 0.5)
+
+
 # Errors
 
 
@@ -224,14 +283,15 @@ def test_ceiling_interval_skips_losses_missing_in_either_seed():
         (lambda: noise_ceiling([[1, 2]], [[1, 2, 3]]), "losses of the other"),
         (lambda: bootstrap_lds([[1, 2]], [[1, 2]], 0, RNG), "at least one"),
         (lambda: bootstrap_lds([[1, 2]], [[1, 2]], 9, RNG, "rows"), "targets, subsets, both"),
-        (lambda: resampled_lds([], [[1, 2]], 9, RNG), "no subset scores to resample"),
-        (lambda: recall_at_k([[1, 2]], [[0]], 0), "k = 0"),
-        (lambda: recall_at_k([[1, 2]], [[]], 1), "No target has proponents"),
-        (lambda: recall_at_k([[1, 2]], [[5]], 1), "proponent row 5, outside the pool of 2"),
-        (lambda: mean_reciprocal_rank([[1, 2]], [[-1]]), "proponent row -1"),
-        (lambda: mean_reciprocal_rank([[1, 2]], []), "one list a target"),
+        (lambda: resampled_lds([], [[1, 2]], draw((1, 2), 9, 0)), "no subset scores to resample"),
+        (
+            lambda: resampled_lds([[[1, 2]]], [[1, 2]], draw((1, 3), 9, 0)),
+            "resamples are of 1 targets and 3 subsets",
+        ),
+        (lambda: sign_test([1, 2], [1]), "one finite value a target"),
+        (lambda: sign_test([np.nan], [1]), "one finite value a target"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()

@@ -6,11 +6,13 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from airrep import __version__, queries, stages
+from airrep import __version__, explore, label_stages, queries, stages
+from airrep.cli_flags import QUERY_FLAGS, STAGE_FLAGS
 from airrep.config import RunConfig, check_config_file, nearest
 from airrep.examples import InputError
 
@@ -18,43 +20,31 @@ INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 _RUN_HELP = """Everything a run makes is in the folder `output` of its configuration. Every key
 of the configuration is also a flag: --recipe.epochs 3 beats what the file says."""
-_STAGES = {
-    "run": "all of the stages below, one after the other; what is done is not done again",
-    "plan": "say what the labels will cost: trains on one subset, writes nothing",
-    "subsets": "draw the targets and the random training subsets",
-    "labels": "fine-tune the language model on every subset, record the targets' losses",
-    "train": "train the encoder on the labels",
-    "evaluate": "compare attribution methods by LDS on held-out subsets and targets",
-    "report": "write results.json as one self-contained page",
-}
-_STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
-    "plan": {
-        "price": {"type": float, "default": None, "help": "price of an hour of this machine"},
-        "hours": {"type": float, "default": None, "help": "a budget: how many labels it buys"},
-    },
-    "labels": {
-        "shard": {"default": "1/1", "help": "i/n: make the i-th of n parts only (job arrays)"},
-        "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
-    },
-    "evaluate": {
-        "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
-    },
+_STAGES: dict[str, tuple[Callable[..., Any], str]] = {
+    "run": (stages.run, "subsets to report, one after the other; what is done is not done again"),
+    "plan": (label_stages.plan, "say what the labels will cost: trains on one subset"),
+    "subsets": (label_stages.make_subsets, "draw the targets and the random training subsets"),
+    "labels": (
+        label_stages.make_labels,
+        "fine-tune the language model on every subset, record the targets' losses",
+    ),
+    "train": (stages.train, "train the encoder on the labels"),
+    "evaluate": (
+        stages.evaluate,
+        "compare attribution methods by LDS on held-out subsets and targets",
+    ),
+    "report": (stages.report, "write results.json as one self-contained page"),
+    "intervene": (
+        label_stages.intervene,
+        "train without, or only on, the examples that methods name, and see what happens",
+    ),
 }
 _QUERIES: dict[str, tuple[Callable[..., None], str]] = {
     "encode": (queries.encode, "write the embeddings of examples"),
     "rank": (queries.rank, "the training examples that help and harm each target most"),
+    "index": (explore.build_index, "write an index of a pool of any size, for explore"),
+    "explore": (explore.explore, "a local page: what helps and harms a target, listed or typed"),
     "score": (queries.score, "rank candidate training sets by how much they help targets"),
-}
-# The same word everywhere: flag -> type, default, help.
-_FLAGS: dict[str, tuple[type, Any, str]] = {
-    "encoder": (str, None, "trained encoder: folder, hub id or package:NAME"),
-    "examples": (str, None, "the pool: jsonl, json, csv or parquet file, data set folder, hub id"),
-    "targets": (str, None, "the targets, in the same formats"),
-    "subsets": (str, None, "candidates: jsonl of {name, ids}, or files of examples: a.csv,b.csv"),
-    "output": (str, None, "file to write (encode: .safetensors; rank, score: .jsonl)"),
-    "top-k": (int, 10, "how many examples of either end"),
-    "batch-size": (int, 64, "examples encoded together"),
-    "device": (str, "auto", "auto, cpu, cuda, cuda:1, ..."),
 }
 
 
@@ -102,14 +92,14 @@ def make_parser() -> ArgumentParser:
         epilog="--debug shows where an error came from.",
     )
     commands = parser.add_subcommands(dest="command", required=True, metavar="command")
-    for name, what in _STAGES.items():
+    for name, (_, what) in _STAGES.items():
         stage = ArgumentParser(
             exit_on_error=False,
             allow_abbrev=False,
             description=f"airrep {name}: {what}. {_RUN_HELP}",
         )
         stage.add_argument("--config", action="config", help="YAML file; see configs/")
-        for flag, options in _STAGE_FLAGS.get(name, {}).items():
+        for flag, options in STAGE_FLAGS.get(name, {}).items():
             stage.add_argument(f"--{flag}", **options)
         stage.add_class_arguments(RunConfig)
         commands.add_subcommand(name, stage, help=what)
@@ -120,7 +110,7 @@ def make_parser() -> ArgumentParser:
         query.add_argument("--config", action="config", help="YAML file with these flags")
         for parameter in inspect.signature(function).parameters.values():
             flag = parameter.name.replace("_", "-")
-            kind, default, meaning = _FLAGS[flag]
+            kind, default, meaning = QUERY_FLAGS[flag]
             needed = parameter.default is inspect.Parameter.empty
             query.add_argument(
                 f"--{flag}", type=kind, default=default, required=needed, help=meaning
@@ -134,22 +124,12 @@ def _run(command: str, values: dict[str, Any]) -> None:
     if command in _QUERIES:
         _QUERIES[command][0](**values)
         return
-    extra = {key: values.pop(key) for key in _STAGE_FLAGS.get(command, {})}
+    flags = [flag.replace("-", "_") for flag in STAGE_FLAGS.get(command, {})]
+    extra = {flag: values.pop(flag) for flag in flags}
     config = RunConfig(**values)
-    if command == "plan":
-        stages.plan(config, **extra)
-    elif command == "subsets":
-        stages.make_subsets(config)
-    elif command == "labels":
-        stages.make_labels(config, **extra)
-    elif command == "train":
-        stages.train(config)
-    elif command == "evaluate":
-        stages.evaluate(config, **extra)
-    elif command == "report":
-        print(stages.report(config))
-    else:
-        print(stages.run(config))
+    result = _STAGES[command][0](config, **extra)
+    if isinstance(result, Path):
+        print(result)
 
 
 def _check_config_files(given: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from airrep.attributors.airrep import AirRepAttributor
+from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.reading import read_examples, read_jsonl
-from airrep.stages import pick_device
 from airrep.weights import resolve_model
 
 SHOWN = 100  # characters of a text in a printed line

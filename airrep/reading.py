@@ -32,10 +32,16 @@ def read_examples(
     `split` is read from data sets that have splits. Raises InputError for a source that is not
     there or not readable, missing columns, empty responses and duplicate ids, naming the place.
     """
+    return list(iter_examples(source, columns, split))
+
+
+def iter_examples(
+    source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train"
+) -> Iterator[Example]:
+    """The examples `read_examples` reads, one after the other; only their ids stay in memory."""
     unknown = sorted(set(columns or {}) - set(FIELDS))
     if unknown:
         raise InputError(f"columns names {unknown[0]!r}; it maps only {', '.join(FIELDS)}.")
-    examples: list[Example] = []
     seen: dict[str, str] = {}
     for number, (place, row) in enumerate(_rows(source, split)):
         example = _to_example(number, place, row, columns or {})
@@ -45,10 +51,9 @@ def read_examples(
                 "ids must be unique."
             )
         seen[example.id] = place
-        examples.append(example)
-    if not examples:
+        yield example
+    if not seen:
         raise InputError(f"{source} holds no examples; give at least one.")
-    return examples
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:

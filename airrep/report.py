@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
-from airrep.metrics import lds_per_target
-from airrep.pooling import attention_pool, membership
 from airrep.provenance import write_bytes_atomic
-from airrep.verdict import NOTES, key_figures, label, verdict
+from airrep.report_charts import bar_chart, plots, task_table
+from airrep.report_data import explorer_blocks, explorer_settings, pack
+from airrep.report_tables import cost_table, quality_table
+from airrep.verdict import NOTES, TERMS, key_figures, label, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-TICK_STEPS = (0.05, 0.1, 0.2, 0.5)
+NEEDS = "The page needs {}; run `pip install airrep[report]`."
 
 
 def write_report(
@@ -33,61 +33,56 @@ def write_report(
     labels: Labels,
     scores: Mapping[str, np.ndarray],
     *,
-    target_count: int = 10,
     per_target: int = 5,
 ) -> None:
     """Writes a page (HTML, no network) of what `airrep.evaluation.evaluate` returned.
 
-    Shows the LDS of all methods with intervals and ceiling, cost and retrieval, predicted
-    against measured losses, and for `target_count` targets, spread over the tasks, the
-    `per_target` most helpful and most harmful examples of every method in full text.
-    Needs jinja2 (`pip install airrep[report]`). Raises InputError when the parts do not belong
-    together.
+    Shows quality with intervals and ceiling, cost, calibration and the learning curve where the
+    results hold them, LDS by task, and an explorer: for every target, the `per_target` most
+    helpful and most harmful examples of every method, and predicted against measured losses.
+    Numbers that the results lack are left out. Needs jinja2 and plotly
+    (`pip install airrep[report]`). Raises InputError where they are not there, and when the
+    parts do not belong together.
     """
-    _check(results, pool, targets, labels, scores)
-    if target_count < 1 or per_target < 1:
-        raise InputError(
-            f"The page got target_count = {target_count} and per_target = {per_target}; "
-            "give at least one of each."
-        )
-    rows = pick_targets(targets, target_count)
+    _check(results, pool, targets, labels, scores, per_target)
     methods = sorted(results["methods"], key=lambda row: -row["lds"])
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    first = _first_shown(results, methods)
+    explored = sorted(methods, key=lambda row: row["name"] != first)
+    script = _text("explorer.js", "charts.js", "report.js")
+    plotly = _plotly()
     page = _environment().get_template("report.html").render(
         results=results,
         methods=methods,
-        first=_first_shown(results, methods),
+        first=first,
         verdict=verdict(results),
         figures=key_figures(results),
-        chart=_chart(methods, results["noise_ceiling"]),
-        differences={row["baseline"]: row for row in results["differences"]},
-        tasks=sorted(set().union(*(row["per_task"] for row in methods))),
-        shown=[targets[row] for row in rows],
-        data=_data(methods, pool, targets, labels, scores, rows, per_target),
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        chart=bar_chart(methods, results["noise_ceiling"]),
+        quality=quality_table(results, methods, first),
+        cost=cost_table(methods),
+        tasks=task_table(methods, first, [target.task for target in targets]),
+        plots=(charts := plots(results, methods, first)),
+        data=explorer_settings(explored) | {"plots": charts},
+        blocks=explorer_blocks(explored, pool, targets, labels, scores, per_target)
+        | {"plotly": pack(plotly.encode())},
+        style=_text("report.css"),
         script=script,
-        # Only this very script may run: markup in training text could not, were it ever let in.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        # Only these very scripts may run: markup in training text could not, were it ever let in.
+        hashes=[_hash(script), _hash(plotly)],
     )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, page.encode("utf-8", "replace"))
 
 
-def pick_targets(targets: Sequence[Example], count: int) -> list[int]:
-    """Rows of `count` targets: tasks evenly spaced in order of name, then more of each task.
+def explorer_page(title: str) -> str:
+    """The explorer alone, as HTML: it reads its data from the server that serves it.
 
-    Chosen by task and place alone, never by how well a method does on them.
+    Asks GET /api/targets, GET /api/target/<row> and POST /api/score; an answer with an error
+    status is {"error": sentence}, which is shown. Needs jinja2; raises InputError without it.
     """
-    by_task: dict[str, list[int]] = {}
-    for row, target in enumerate(targets):
-        by_task.setdefault(target.task or "", []).append(row)
-    groups = [by_task[task] for task in sorted(by_task)]
-    picked: list[int] = []
-    for turn in range(max(map(len, groups))):
-        rows = [group[turn] for group in groups if len(group) > turn]
-        wanted = min(count - len(picked), len(rows))
-        picked += [rows[place * len(rows) // wanted] for place in range(wanted)]
-    return picked
+    script = _text("explorer.js", "server.js")
+    return _environment().get_template("server.html").render(
+        title=title, style=_text("report.css"), script=script, hashes=[_hash(script)]
+    )  # fmt: skip
 
 
 def _check(
@@ -96,7 +91,10 @@ def _check(
     targets: Sequence[Example],
     labels: Labels,
     scores: Mapping[str, np.ndarray],
+    per_target: int,
 ) -> None:
+    if per_target < 1:
+        raise InputError(f"The page got per_target = {per_target}; give at least one.")
     if len(labels.losses) != len(targets):
         raise InputError(
             f"The labels hold {len(labels.losses)} targets, but {len(targets)} were given; "
@@ -113,11 +111,17 @@ def _check(
             )
 
 
+def _first_shown(results: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> str:
+    """The method that the page opens with: the learned one, else the best."""
+    comparison = results["comparison"]
+    return comparison["method"] if comparison else methods[0]["name"]
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise InputError("The page needs jinja2; run `pip install airrep[report]`.") from None
+        raise InputError(NEEDS.format("jinja2")) from None
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -125,117 +129,23 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"label": label, "amount": _amount}
-    environment.globals |= {"notes": NOTES}
+    environment.filters |= {"label": label}
+    environment.globals |= {"notes": NOTES, "terms": TERMS}
     return environment
 
 
-def _amount(value: float) -> str:
-    """Three significant digits, with thousands separators and never an exponent."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.4f}" if 0 < value < 0.01 else f"{value:.3g}"
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise InputError(NEEDS.format("plotly")) from None
+    return get_plotlyjs()
 
 
-def _first_shown(results: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> str:
-    """The method whose examples the page opens with: the learned one, else the best."""
-    comparison = results["comparison"]
-    return comparison["method"] if comparison else methods[0]["name"]
+def _text(*names: str) -> str:
+    return "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
 
 
-def _chart(
-    methods: Sequence[Mapping[str, Any]], ceiling: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Places in percent of the chart's width: one bar a method, ticks, the ceiling."""
-    highest = max([row["ci95"][1] for row in methods] + ([ceiling["lds"]] if ceiling else []))
-    lowest = min(0.0, *(row["ci95"][0] for row in methods))
-    step = next((s for s in TICK_STEPS if (highest - lowest) / s <= 7), TICK_STEPS[-1])
-    low = np.floor(lowest / step) * step
-    high = max(np.ceil(highest / step + 0.1) * step, step)
-
-    def place(value: float) -> float:
-        return round(float((value - low) / (high - low) * 100), 2)
-
-    bars = [
-        {
-            "row": row,
-            "left": place(min(row["lds"], 0)),
-            "width": round(abs(place(row["lds"]) - place(0)), 2),
-            "low": place(row["ci95"][0]),
-            "spread": round(place(row["ci95"][1]) - place(row["ci95"][0]), 2),
-        }
-        for row in methods
-    ]
-    ticks = [
-        {"text": f"{value:.2f}".rstrip("0").rstrip(".") or "0", "place": place(value)}
-        for value in np.arange(round((high - low) / step) + 1) * step + low + 0.0
-    ]
-    return {"bars": bars, "ticks": ticks, "ceiling": place(ceiling["lds"]) if ceiling else None}
-
-
-def _data(
-    methods: Sequence[Mapping[str, Any]],
-    pool: Sequence[Example],
-    targets: Sequence[Example],
-    labels: Labels,
-    scores: Mapping[str, np.ndarray],
-    rows: Sequence[int],
-    per_target: int,
-) -> dict[str, Any]:
-    """What the page's script draws; every pool example that is shown stands in it once."""
-    members = membership(labels.subsets, len(pool))
-    losses = np.asarray(labels.losses, dtype=float)[rows]
-    places: dict[int, int] = {}
-    views = {}
-    for method in methods:
-        shown = np.asarray(scores[method["name"]], dtype=np.float32)[rows]
-        pooled = _pool(shown, members, method["pooling"])
-        lds, _ = lds_per_target(pooled, losses)
-        views[method["name"]] = [
-            {
-                "lds": _short(lds[row]),
-                "predicted": [_short(value) for value in pooled[row]],
-                "helpful": _ends(-shown[row], shown[row], per_target, places),
-                "harmful": _ends(shown[row], shown[row], per_target, places),
-            }
-            for row in range(len(rows))
-        ]
-    return {
-        "methods": [{"name": m["name"], "label": label(m["name"])} for m in methods],
-        "examples": [_texts(pool[row]) for row in places],
-        "targets": [
-            {
-                "task": targets[row].task,
-                "losses": [_short(value) if np.isfinite(value) else None for value in losses[at]],
-                "proponents": list(targets[row].meta.get("proponents") or []),
-            }
-            for at, row in enumerate(rows)
-        ],
-        "views": views,
-    }
-
-
-def _pool(scores: np.ndarray, members: torch.Tensor, pooling: str) -> np.ndarray:
-    given = torch.from_numpy(np.ascontiguousarray(scores))
-    return (attention_pool(given, members) if pooling == "attention" else given @ members).numpy()
-
-
-def _ends(
-    keys: np.ndarray, scores: np.ndarray, count: int, places: dict[int, int]
-) -> list[tuple[int, float]]:
-    """The `count` rows of the lowest keys: their place among the shown examples, and score."""
-    order = np.argsort(keys, kind="stable")[:count].tolist()
-    return [(places.setdefault(row, len(places)), _short(scores[row])) for row in order]
-
-
-def _texts(example: Example) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "task": example.task,
-        "prompt": example.prompt,
-        "response": example.response,
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def _hash(script: str) -> str:
+    """How a content security policy names a script that may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

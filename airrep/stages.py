@@ -1,145 +1,25 @@
-"""The stages of a run, from its configuration: subsets, labels, train, evaluate, report.
+"""The stages of a run after its labels: train, evaluate, report; and all of them at once.
 
 Each stage reads the run's folder and adds to it; one that has nothing left to do says so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
 from airrep.config import RunConfig
-from airrep.examples import InputError, TokenizedExample, lm_template, tokenize_examples
+from airrep.device import pick_device
+from airrep.examples import InputError
+from airrep.label_stages import make_labels
 from airrep.label_store import Labels, LabelStore
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.weights import fingerprint_weights, plain_weights, resolve_model
-from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
-
-if TYPE_CHECKING:
-    from data_builders.finetune import FineTuner
-    from data_builders.plan import LabelPlan
-
-
-def pick_device(device: str) -> str:
-    """The device to use; "auto" is a GPU where there is one. Raises InputError for a wrong one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used here: {reason}") from None
-    return device
-
-
-def make_subsets(config: RunConfig) -> None:
-    """Writes the pool, the targets and the subset plans into the run's folder."""
-    _prepare(config)
-
-
-def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
-    data = read_run_data(config)
-    stores = create_stores(config, data)
-    for split in SPLITS:
-        sizes = [len(subset) for subset in data.subsets[split]]
-        print(
-            f"{split}: {len(sizes)} subsets of {_range(sizes)} out of {len(data.pool)} examples, "
-            f"{len(data.targets[split])} targets"
-        )
-    return data, stores
-
-
-def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> None:
-    """Fine-tunes the language model on every subset that has no label yet."""
-    from data_builders.labels import LabelJob
-    from data_builders.labels import make_labels as make
-
-    config.recipe.check()
-    data, stores = _prepare(config)
-    train, test = data.targets["train"], data.targets["test"]
-    jobs = [
-        LabelJob(stores["train"], np.arange(len(train))),
-        LabelJob(stores["test"], len(train) + np.arange(len(test)), config.subsets.repeats),
-    ]
-    if config.imported is not None:
-        jobs = []  # whatever is missing in imported labels stays missing
-
-    def tuner() -> FineTuner:
-        make_tuner, tokens = _load_lm(config, data)
-        return make_tuner(tokens["pool"], [*tokens["train"], *tokens["test"]])
-
-    made = make(jobs, tuner, config.seed, shard)
-    if merge:
-        for store in stores.values():
-            store.merge()
-    for split, store in stores.items():
-        print(f"{split} labels: {len(store.done())} of {len(store.subsets)} are there")
-    again = len(stores["test"].done(repeat=1))
-    print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
-
-
-def plan(config: RunConfig, price: float | None = None, hours: float | None = None) -> LabelPlan:
-    """Says what the labels of this run will cost, by training on one subset now.
-
-    `price` is that of an hour of this machine, `hours` a budget. Writes nothing.
-    """
-    from data_builders.plan import plan_labels
-
-    config.recipe.check()
-    data = read_run_data(config)
-    start = time.perf_counter()
-    make_tuner, tokens = _load_lm(config, data)
-    loading = time.perf_counter() - start
-    wanted = [len(data.subsets[split]) for split in SPLITS]
-    wanted[-1] += min(config.subsets.repeats, wanted[-1])
-    found = plan_labels(
-        make_tuner,
-        tokens["pool"],
-        [tokens[split] for split in SPLITS],
-        data.subsets["train"][0],
-        wanted,
-        loading,
-        config.seed,
-    )
-    print(found.describe(price, hours))
-    return found
-
-
-def _load_lm(
-    config: RunConfig, data: RunData
-) -> tuple[
-    Callable[[Sequence[TokenizedExample], Sequence[TokenizedExample]], FineTuner],
-    dict[str, list[TokenizedExample]],
-]:
-    """What makes the tuner of some pool and targets, once; and all of them as tokens, by part."""
-    from airrep.lm import load_lm
-    from data_builders.finetune import FineTuner
-
-    model, tokenizer = load_lm(plain_weights(resolve_model(config.lm)), pick_device(config.device))
-    template = lm_template(tokenizer, config.recipe.template)
-    tokens = {
-        part: tokenize_examples(examples, tokenizer, template, config.recipe.max_length)
-        for part, examples in {"pool": data.pool, **data.targets}.items()
-    }
-
-    def make_tuner(
-        pool: Sequence[TokenizedExample], targets: Sequence[TokenizedExample]
-    ) -> FineTuner:
-        engine = config.engine
-        return FineTuner(
-            model, pool, targets, config.recipe, True, config.seed, engine.name, engine.models
-        )
-
-    return make_tuner, tokens
+from airrep.weights import fingerprint_weights, resolve_model
 
 
 def train(config: RunConfig) -> None:
@@ -295,8 +175,3 @@ def run(config: RunConfig) -> Path:
     train(config)
     evaluate(config)
     return report(config)
-
-
-def _range(sizes: list[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return str(low) if low == high else f"{low} to {high}"

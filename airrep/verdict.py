@@ -19,6 +19,17 @@ NOTES = {
     "same_task": "counts examples of the target's task",
     "random": "no knowledge at all",
 }
+TERMS = {
+    "Score": "How helpful a training example is for a target: higher means that training on it is "
+    "expected to lower the target's loss. Its size means nothing between methods.",
+    "Loss": "Mean cross-entropy over the tokens of a target's response, in nats.",
+    "Subset": "Some of the training pool, drawn at random. The language model is trained on it, "
+    "and then the loss of every target is measured.",
+    "Noise ceiling": "Training twice on one subset gives two losses. How well they agree bounds "
+    "the LDS of any method: it is the square root of their reliability.",
+    "Oracle": "Is told something that other methods must find in the text, such as the task.",
+    "Known proponent": "A training example that is known to state what a target asks.",
+}
 
 
 def label(name: str) -> str:

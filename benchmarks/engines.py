@@ -19,9 +19,9 @@ from jsonargparse import ArgumentParser
 from scipy.stats import spearmanr
 
 from airrep.config import RunConfig
+from airrep.device import pick_device
 from airrep.examples import lm_template, tokenize_examples
 from airrep.lm import find_blocks, load_lm
-from airrep.stages import pick_device
 from airrep.weights import plain_weights, resolve_model
 from data_builders.finetune import FineTuner
 from data_builders.run_data import read_run_data

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from airrep.device import pick_device
 from airrep.examples import Template, tokenize_examples
 from airrep.lm import load_lm
 from airrep.reading import read_examples
-from airrep.stages import pick_device
 from airrep.weights import plain_weights, resolve_model
 from data_builders.finetune import FineTuner
 from data_builders.recipes import Recipe

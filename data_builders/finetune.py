@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 from airrep.examples import InputError, TokenizedExample
 from airrep.lm import ResponseModel, mean_by_row, mean_losses
 from airrep.response_batch import ResponseBatch, response_batch
-from data_builders.recipes import Recipe
+from data_builders.engines import EngineName, models_that_fit, pick_engine
+from data_builders.recipes import Recipe, batches, schedule
 from data_builders.stacked import Stack, clip_gradients
 from data_builders.trunk import Trunk, freeze_below
 
@@ -19,11 +20,6 @@ EVAL_BATCH = 64
 TOLERANCE = 1e-3  # of a probe's loss, between an engine and the plain model
 PROBES = 4
 PACKED_TOKENS = 256  # the mask of a row grows with the square of its length
-MOST_MODELS = 32  # by then kernels are large enough
-BYTES_PER_WEIGHT = 22  # weight, gradient, two moments, a half-precision copy, one for clipping
-BYTES_PER_ACTIVATION = 80  # of a token in a block, per hidden unit: about twenty kept, 4 bytes each
-FREE_SHARE = 0.8
-EngineName = Literal["auto", "eager", "cached_trunk", "batched"]
 
 
 class FineTuner:
@@ -63,7 +59,7 @@ class FineTuner:
         self.device = next(model.parameters()).device
         self.examples = [*pool, *targets]
         self.pool_size = len(pool)
-        self.engine = _pick_engine(engine, recipe, self.device)
+        self.engine = pick_engine(engine, recipe, self.device)
         self.notes: list[str] = []
         self.trunk: Trunk | None = None
         if recipe.train == "lora":
@@ -88,7 +84,9 @@ class FineTuner:
         self.responses = np.asarray([len(e) - max(e.response_start, 1) for e in self.examples])
         self.most_models = 1
         if self.stack is not None:
-            self.most_models = most_models or self._models_that_fit()
+            self.most_models = most_models or models_that_fit(
+                model, self.trained, self.recipe, self.examples
+            )
         self.parts = 1  # a step's batch is taken in so many parts, for the memory's sake
         self.eval_batch = EVAL_BATCH
 
@@ -114,9 +112,7 @@ class FineTuner:
         ]
         return self.losses_after(plans, target_rows)
 
-    def losses_after(
-        self, plans: Sequence[Sequence[np.ndarray]], target_rows: np.ndarray
-    ) -> np.ndarray:
+    def losses_after(self, plans: list[list[np.ndarray]], target_rows: np.ndarray) -> np.ndarray:
         """The same (K, T) after training on each plan: the pool rows of every step."""
         lengths = np.asarray([len(plan) for plan in plans])
         losses = np.empty((len(plans), len(target_rows)), dtype=np.float32)
@@ -183,21 +179,6 @@ class FineTuner:
             hook.remove()
         return (missed[0] == 0).astype(np.float32)
 
-    def _models_that_fit(self) -> int:
-        """How many models to train at once: what a GPU's free memory holds, by an estimate.
-
-        A CPU gains nothing from more than one. Too many are halved when memory runs out.
-        """
-        if self.device.type != "cuda":
-            return 1
-        config = self.respond.model.config.get_text_config()  # type: ignore[operator, union-attr]
-        trained = sum(parameter[0].numel() for parameter in self.trained)
-        tokens = self.recipe.batch_size * np.mean([len(example) for example in self.examples])
-        activations = tokens * config.num_hidden_layers * config.hidden_size
-        each = BYTES_PER_WEIGHT * trained + BYTES_PER_ACTIVATION * activations
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return int(np.clip(FREE_SHARE * free / each, 1, MOST_MODELS))
-
     @property
     def models(self) -> int:
         """How many models are trained at present."""
@@ -221,7 +202,7 @@ class FineTuner:
         steps = len(plans[0])
         for step, rows in enumerate(zip(*plans, strict=True)):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe)
+                group["lr"] = recipe.learning_rate * schedule(step, steps, recipe)
             self._backward(rows)
             if self.stack is None:
                 nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
@@ -319,34 +300,6 @@ class FineTuner:
 
 def _same(losses: torch.Tensor, others: torch.Tensor) -> bool:
     return bool(((losses - others).abs() < TOLERANCE * losses.abs()).all())
-
-
-def _pick_engine(engine: EngineName, recipe: Recipe, device: torch.device) -> EngineName:
-    if engine not in get_args(EngineName):
-        raise InputError(f"engine is {engine!r}; choose one of {', '.join(get_args(EngineName))}.")
-    has_trunk = recipe.train == "last_layers"
-    if engine == "cached_trunk" and not has_trunk:
-        raise InputError(
-            f'engine cached_trunk needs recipe.train "last_layers", which is {recipe.train!r}; '
-            "use auto, eager or batched."
-        )
-    if engine == "auto":
-        return "cached_trunk" if has_trunk and device.type == "cpu" else "batched"
-    return engine
-
-
-def batches(subset: np.ndarray, recipe: Recipe, generator: np.random.Generator) -> list[np.ndarray]:
-    """The subset's rows, shuffled anew every epoch, in batches."""
-    orders = [generator.permutation(subset) for _ in range(recipe.epochs)]
-    size = recipe.batch_size
-    return [order[i : i + size] for order in orders for i in range(0, len(order), size)]
-
-
-def _schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """Share of the learning rate at a step: linear warm-up, then linear to 0."""
-    if step < recipe.warmup_steps:
-        return step / recipe.warmup_steps
-    return (steps - step) / max(1, steps - recipe.warmup_steps)
 
 
 def _with_adapters(model: nn.Module, recipe: Recipe, seed: int) -> nn.Module:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from airrep.examples import InputError
 
 TRAINED = ("all", "lora", "last_layers")
@@ -77,3 +79,17 @@ class Recipe:
     def fingerprint(self) -> str:
         """sha256 of the settings that decide the losses."""
         return hashlib.sha256(json.dumps(self.relevant(), sort_keys=True).encode()).hexdigest()
+
+
+def batches(subset: np.ndarray, recipe: Recipe, generator: np.random.Generator) -> list[np.ndarray]:
+    """The subset's rows, shuffled anew every epoch, in batches."""
+    orders = [generator.permutation(subset) for _ in range(recipe.epochs)]
+    size = recipe.batch_size
+    return [order[i : i + size] for order in orders for i in range(0, len(order), size)]
+
+
+def schedule(step: int, steps: int, recipe: Recipe) -> float:
+    """Share of the learning rate at a step: linear warm-up, then linear to 0."""
+    if step < recipe.warmup_steps:
+        return step / recipe.warmup_steps
+    return (steps - step) / max(1, steps - recipe.warmup_steps)

@@ -1,107 +1,64 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const SVG = "http://www.w3.org/2000/svg";
+// The report: its packed data, the explorer and the charts over it, and the table of tasks.
+const settings = JSON.parse(document.getElementById("data").textContent);
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined && text !== null) made.textContent = text; // never as markup
-  return made;
-}
-
-function shape(tag, attributes, text) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text) made.textContent = text;
-  return made;
-}
-
-function spread(values) {
-  const low = Math.min(...values), high = Math.max(...values);
-  const margin = (high - low || Math.abs(high) || 1) * 0.06;
-  return [low - margin, high + margin];
-}
-
-// Dots of (predicted score, measured loss), one a subset; missing losses are left out.
-function drawScatter(figure, title, target, view) {
-  const width = 320, height = 230, left = 46, right = 10, top = 10, bottom = 40;
-  const points = view.predicted
-    .map((score, subset) => [score, target.losses[subset]])
-    .filter((point) => point[1] !== null);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": `Predicted score against measured loss of ${points.length} subsets, ` +
-      `rank correlation ${view.lds.toFixed(2)}` });
-  const [x0, x1] = spread(points.map((point) => point[0]).concat(points.length ? [] : [0]));
-  const [y0, y1] = spread(points.map((point) => point[1]).concat(points.length ? [] : [0]));
-  const x = (value) => left + ((value - x0) / (x1 - x0)) * (width - left - right);
-  const y = (value) => height - bottom - ((value - y0) / (y1 - y0)) * (height - top - bottom);
-  svg.append(shape("path", { class: "frame",
-    d: `M${left} ${top}V${height - bottom}H${width - right}` }));
-  const digits = (span) => Math.max(0, Math.min(4, 1 - Math.floor(Math.log10(span || 1))));
-  for (const share of [0.1, 0.5, 0.9]) {
-    const loss = y0 + share * (y1 - y0), score = x0 + share * (x1 - x0);
-    svg.append(shape("path", { class: "grid", d: `M${left} ${y(loss)}H${width - right}` }));
-    svg.append(shape("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" },
-      loss.toFixed(digits(y1 - y0))));
-    svg.append(shape("text", { x: x(score), y: height - bottom + 15, "text-anchor": "middle" },
-      score.toFixed(digits(x1 - x0))));
+function unpack(name) {
+  if (typeof DecompressionStream === "undefined") {
+    throw new Error("This browser cannot unpack the page's data; use one from 2023 or newer.");
   }
-  for (const [score, loss] of points) {
-    const dot = shape("circle", { cx: x(score).toFixed(1), cy: y(loss).toFixed(1), r: 4 });
-    dot.append(shape("title", {}, `score ${score}, loss ${loss}`));
-    svg.append(dot);
+  const packed = atob(document.getElementById(`block-${name}`).textContent);
+  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream);
+}
+
+const blocks = new Map();
+function block(name) {
+  if (!blocks.has(name)) blocks.set(name, (async () => unpack(name).json())());
+  return blocks.get(name);
+}
+
+const source = {
+  async targets() {
+    const index = await block("index");
+    return index.map((one, row) => ({ ...one, row, text: `${one.prompt}\n${one.response}` }));
+  },
+  async target(row) {
+    const size = settings.targetsABlock;
+    const [index, found] = await Promise.all([
+      block("index"), block(`targets-${Math.floor(row / size)}`)]);
+    const { losses, views } = found[row % size];
+    const example = async ([place, score]) => {
+      const texts = await block(`examples-${Math.floor(place / settings.examplesABlock)}`);
+      return { ...texts[place % settings.examplesABlock], score };
+    };
+    const methods = await Promise.all(views.map(async (view, place) => ({
+      ...settings.methods[place],
+      ...view,
+      helpful: await Promise.all(view.helpful.map(example)),
+      harmful: await Promise.all(view.harmful.map(example)),
+    })));
+    return { target: { ...index[row], losses }, methods };
+  },
+};
+
+// The table of tasks, in the order of the column whose head was pressed.
+const tasks = document.getElementById("task-table");
+tasks?.addEventListener("click", (event) => {
+  const head = event.target.closest("th[aria-sort]");
+  if (!head) return;
+  const place = head.cellIndex, falling = head.getAttribute("aria-sort") !== "descending";
+  const key = (line) => line.cells[place].dataset.value ?? line.cells[place].textContent;
+  const compare = place ? (a, b) => key(a) - key(b) : (a, b) => key(a).localeCompare(key(b));
+  const body = tasks.tBodies[0];
+  body.append(...[...body.rows].sort((a, b) => (falling ? -1 : 1) * compare(a, b)));
+  for (const other of tasks.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+});
+
+explore(source, scatter).ready.then(() => {
+  const makers = { cost, calibration, learning };
+  for (const [name, chart] of Object.entries(settings.plots)) {
+    const node = document.getElementById(`plot-${name}`);
+    plot(node, chart.about, makers[name](chart)).catch(() => node.replaceChildren(chart.about));
   }
-  svg.append(shape("text", { x: (left + width - right) / 2, y: height - 6,
-    "text-anchor": "middle", class: "axis" }, "predicted score \u2192"));
-  svg.append(shape("text", { transform: `translate(11 ${(top + height - bottom) / 2}) rotate(-90)`,
-    "text-anchor": "middle", class: "axis" }, "measured loss \u2192"));
-  const caption = element("figcaption", "", title + " ");
-  caption.append(element("b", "", `\u03c1 = ${view.lds.toFixed(2)}`));
-  figure.replaceChildren(caption, svg);
-}
-
-function card([place, score], target) {
-  const example = data.examples[place];
-  const item = element("li", "card");
-  const meta = element("p", "meta");
-  if (example.task) {
-    meta.append(element("span", example.task === target.task ? "task same" : "task", example.task));
-  }
-  if (target.proponents.includes(example.id)) meta.append(element("span", "tag", "known proponent"));
-  meta.append(element("span", "id", example.id), element("span", "score", score.toPrecision(3)));
-  item.append(meta, element("p", "prompt", example.prompt), element("p", "response", example.response));
-  return item;
-}
-
-function chosen(name) {
-  return document.querySelector(`input[name=${name}]:checked`).value;
-}
-
-function drawPanels(method) {
-  const views = data.views[method];
-  const order = views.map((_, row) => row).sort((a, b) => views[a].lds - views[b].lds);
-  const rows = [...new Set([order[0], order[order.length >> 1], order[order.length - 1]])];
-  document.getElementById("panels").replaceChildren(...rows.map((row) => {
-    const figure = element("figure", "scatter");
-    drawScatter(figure, data.targets[row].task || `Target ${row + 1}`, data.targets[row], views[row]);
-    return figure;
-  }));
-  document.getElementById("scatter-method").textContent =
-    data.methods.find((one) => one.name === method).label;
-}
-
-function draw() {
-  const method = chosen("method"), row = Number(chosen("target"));
-  const target = data.targets[row], view = data.views[method][row];
-  for (const article of document.querySelectorAll("article.target")) {
-    article.hidden = Number(article.dataset.target) !== row;
-  }
-  drawScatter(document.getElementById("scatter"), "All held-out subsets", target, view);
-  for (const end of ["helpful", "harmful"]) {
-    document.getElementById(end).replaceChildren(...view[end].map((entry) => card(entry, target)));
-  }
-  drawPanels(method);
-}
-
-document.querySelector(".explorer").addEventListener("change", draw);
-draw();
+});

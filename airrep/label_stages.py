@@ -1,0 +1,143 @@
+"""The stages of a run that need the language model: subsets, plan, labels, interventions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from airrep.config import RunConfig
+from airrep.device import pick_device
+from airrep.examples import Example, TokenizedExample, lm_template, tokenize_examples
+from airrep.label_store import LabelStore
+from airrep.weights import plain_weights, resolve_model
+from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
+
+if TYPE_CHECKING:
+    from data_builders.finetune import FineTuner
+    from data_builders.plan import LabelPlan
+
+
+def make_subsets(config: RunConfig) -> None:
+    """Writes the pool, the targets and the subset plans into the run's folder."""
+    _prepare(config)
+
+
+def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
+    data = read_run_data(config)
+    stores = create_stores(config, data)
+    for split in SPLITS:
+        sizes = [len(subset) for subset in data.subsets[split]]
+        print(
+            f"{split}: {len(sizes)} subsets of {_range(sizes)} out of {len(data.pool)} examples, "
+            f"{len(data.targets[split])} targets"
+        )
+    return data, stores
+
+
+def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> None:
+    """Fine-tunes the language model on every subset that has no label yet."""
+    from data_builders.labels import LabelJob
+    from data_builders.labels import make_labels as make
+
+    config.recipe.check()
+    data, stores = _prepare(config)
+    train, test = data.targets["train"], data.targets["test"]
+    jobs = [
+        LabelJob(stores["train"], np.arange(len(train))),
+        LabelJob(stores["test"], len(train) + np.arange(len(test)), config.subsets.repeats),
+    ]
+    if config.imported is not None:
+        jobs = []  # whatever is missing in imported labels stays missing
+
+    def tuner() -> FineTuner:
+        make_tuner, tokens = _load_lm(config, data)
+        return make_tuner(tokens["pool"], [*tokens["train"], *tokens["test"]])
+
+    made = make(jobs, tuner, config.seed, shard)
+    if merge:
+        for store in stores.values():
+            store.merge()
+    for split, store in stores.items():
+        print(f"{split} labels: {len(store.done())} of {len(store.subsets)} are there")
+    again = len(stores["test"].done(repeat=1))
+    print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
+
+
+def plan(config: RunConfig, price: float | None = None, hours: float | None = None) -> LabelPlan:
+    """Says what the labels of this run will cost, by training on one subset now.
+
+    `price` is that of an hour of this machine, `hours` a budget. Writes nothing.
+    """
+    from data_builders.plan import plan_labels
+
+    config.recipe.check()
+    data = read_run_data(config)
+    start = time.perf_counter()
+    make_tuner, tokens = _load_lm(config, data)
+    loading = time.perf_counter() - start
+    wanted = [len(data.subsets[split]) for split in SPLITS]
+    wanted[-1] += min(config.subsets.repeats, wanted[-1])
+    found = plan_labels(
+        make_tuner,
+        tokens["pool"],
+        [tokens[split] for split in SPLITS],
+        data.subsets["train"][0],
+        wanted,
+        loading,
+        config.seed,
+    )
+    print(found.describe(price, hours))
+    return found
+
+
+def _load_lm(
+    config: RunConfig, data: RunData
+) -> tuple[
+    Callable[[Sequence[TokenizedExample], Sequence[TokenizedExample]], FineTuner],
+    dict[str, list[TokenizedExample]],
+]:
+    """What makes the tuner of some pool and targets, once; and all of them as tokens, by part."""
+    from airrep.lm import load_lm
+    from data_builders.finetune import FineTuner
+
+    model, tokenizer = load_lm(plain_weights(resolve_model(config.lm)), pick_device(config.device))
+    template = lm_template(tokenizer, config.recipe.template)
+    tokens = {
+        part: tokenize_examples(examples, tokenizer, template, config.recipe.max_length)
+        for part, examples in {"pool": data.pool, **data.targets}.items()
+    }
+
+    def make_tuner(
+        pool: Sequence[TokenizedExample], targets: Sequence[TokenizedExample]
+    ) -> FineTuner:
+        engine = config.engine
+        return FineTuner(
+            model, pool, targets, config.recipe, True, config.seed, engine.name, engine.models
+        )
+
+    return make_tuner, tokens
+
+
+def intervene(
+    config: RunConfig, shard: str = "1/1", plan_only: bool = False, **settings: Any
+) -> None:
+    """Trains the language model without, or only on, the examples that methods name.
+
+    Takes the fields of `InterventionSettings`; writes interventions.json into the run's folder.
+    """
+    from data_builders.interventions import InterventionSettings
+    from data_builders.interventions import intervene as run
+
+    def load_tuner(pool: Sequence[Example], targets: Sequence[Example]) -> FineTuner:
+        make_tuner, tokens = _load_lm(config, RunData(list(pool), {"test": list(targets)}, {}))
+        return make_tuner(tokens["pool"], tokens["test"])
+
+    run(config, InterventionSettings(**settings), load_tuner, shard=shard, plan_only=plan_only)
+
+
+def _range(sizes: list[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return str(low) if low == high else f"{low} to {high}"

@@ -28,6 +28,10 @@ _STAGES: dict[str, tuple[Callable[..., Any], str]] = {
         label_stages.make_labels,
         "fine-tune the language model on every subset, record the targets' losses",
     ),
+    "benchmark": (
+        label_stages.benchmark,
+        "make the labels, and describe the folder as a benchmark to share",
+    ),
     "train": (stages.train, "train the encoder on the labels"),
     "evaluate": (
         stages.evaluate,
@@ -45,6 +49,8 @@ _QUERIES: dict[str, tuple[Callable[..., None], str]] = {
     "index": (explore.build_index, "write an index of a pool of any size, for explore"),
     "explore": (explore.explore, "a local page: what helps and harms a target, listed or typed"),
     "score": (queries.score, "rank candidate training sets by how much they help targets"),
+    "judge": (queries.judge, "compare an encoder, methods and files of scores on a benchmark"),
+    "import": (queries.import_benchmark, "a benchmark from a published AirRep test set"),
 }
 
 

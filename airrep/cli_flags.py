@@ -11,6 +11,11 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "shard": {"default": "1/1", "help": "i/n: make the i-th of n parts only (job arrays)"},
         "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
     },
+    "benchmark": {
+        "description": {"default": "", "help": "what the benchmark is, in a sentence"},
+        "source": {"default": "", "help": "where the examples come from"},
+        "licence": {"default": "", "help": "the licence of the examples"},
+    },
     "intervene": {
         "kind": {
             "choices": ["removal", "leave_one_out", "selection"],
@@ -77,7 +82,15 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "index": (str, None, "index folder; made from --examples when it is not there"),
     "dtype": (str, None, "float32, or float16: half the disk, slower search"),
     "port": (int, 8000, "port of the page on 127.0.0.1; 0 takes any free one"),
+    "benchmark": (str, None, "folder of a benchmark"),
+    "scores": (str, None, "scores of outside tools: name=FILE,name2=FILE"),
+    "methods": (str, "bm25,tfidf,same_task,random", "a,b,c"),
+    "untrained": (str, None, "encoder before training, for a row `embedding`"),
+    "published": (str, None, "folder with train.jsonl, test.jsonl and lds.jsonl"),
+    "lm": (str, "not stated", "the language model behind the losses"),
+    "licence": (str, "", "the licence of the examples"),
     "top-k": (int, 10, "how many examples of either end"),
     "batch-size": (int, 64, "examples encoded together"),
     "device": (str, "auto", "auto, cpu, cuda, cuda:1, ..."),
+    "seed": (int, 0, "decides the bootstrap and the method `random`"),
 }

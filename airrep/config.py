@@ -117,12 +117,14 @@ class EvaluateConfig:
 
     Args:
         methods: attribution methods: airrep, embedding, bm25, tfidf, same_task, random.
+        scores: scores of outside tools, name: .npy or .safetensors file; see docs/files.md.
         draws: bootstrap resamples of the intervals.
     """
 
     methods: list[str] = field(
         default_factory=lambda: ["airrep", "embedding", "bm25", "tfidf", "same_task", "random"]
     )
+    scores: dict[str, str] = field(default_factory=dict)
     draws: int = 1000
 
 

@@ -66,6 +66,26 @@ def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> N
     print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
 
 
+def benchmark(
+    config: RunConfig, description: str = "", source: str = "", licence: str = ""
+) -> None:
+    """Makes the labels that are missing, and describes the run's folder as a benchmark."""
+    from airrep.benchmark import describe_benchmark
+
+    make_labels(config)
+    about = describe_benchmark(
+        config.output,
+        name=config.name,
+        description=description,
+        source=source or config.data.examples or "made from facts in pip packages",
+        licence=licence,
+    )
+    print(
+        f"{config.output}: the benchmark {about['name']!r}, {about['labels']} test labels of "
+        f"{about['targets']} targets"
+    )
+
+
 def plan(config: RunConfig, price: float | None = None, hours: float | None = None) -> LabelPlan:
     """Says what the labels of this run will cost, by training on one subset now.
 

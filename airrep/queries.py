@@ -1,7 +1,7 @@
 """Questions to a trained encoder: embeddings, helpful and harmful examples, candidate sets."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from airrep.attributors.airrep import AirRepAttributor
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
-from airrep.reading import read_examples, read_jsonl
+from airrep.provenance import write_bytes_atomic
+from airrep.reading import as_text, read_examples, read_jsonl
 from airrep.weights import resolve_model
 
 SHOWN = 100  # characters of a text in a printed line
@@ -26,7 +27,7 @@ def encode(
     """Writes a safetensors file: `embeddings` (examples, d) float32 in the examples' order, and
     `ids` as the bytes of a JSON list. Prints where.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from airrep.attributor import pack_text
     from airrep.encoder import AirRepEncoder
@@ -37,7 +38,7 @@ def encode(
     model.to(pick_device(device))  # type: ignore[arg-type]
     embeddings = model.encode(rows, batch_size=batch_size, show_progress=True).numpy()
     ids = pack_text([example.id for example in rows])
-    save_file({"embeddings": embeddings, "ids": ids}, path)
+    _write(path, save({"embeddings": embeddings, "ids": ids}))
     print(f"{path}: {len(rows)} embeddings of {embeddings.shape[1]} numbers")
 
 
@@ -116,6 +117,65 @@ def score(
         print(f"{place:4d}  {overall[row]:+.3f}  {names[row]}")
 
 
+def judge(
+    benchmark: str,
+    scores: str | None = None,
+    encoder: str | None = None,
+    untrained: str | None = None,
+    methods: str = "bm25,tfidf,same_task,random",
+    output: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Compares methods and files of scores on a benchmark; prints the LDS, best first.
+
+    results.json and the scores are written into `output`, by default the benchmark's folder.
+    """
+    from airrep.attributors import make_attributor
+    from airrep.benchmark import evaluate_benchmark
+
+    options: dict[str, dict[str, Any]] = {"random": {"seed": seed}}
+    for name, source in (("airrep", encoder), ("embedding", untrained)):
+        if source is not None:
+            options[name] = {"encoder": resolve_model(source), "device": pick_device(device)}
+    wanted = [name for name in options if name != "random"]
+    wanted += [name for name in methods.split(",") if name and name not in wanted]
+    results = evaluate_benchmark(
+        benchmark,
+        {name: make_attributor(name, **options.get(name, {})) for name in wanted},
+        scores=_named_files(scores or ""),
+        output=output,
+        seed=seed,
+        show_progress=True,
+    )
+    print("LDS on held-out subsets, 95% interval")
+    for row in sorted(results["methods"], key=lambda row: -row["lds"]):
+        print(f"{row['lds']:+.3f}  {row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}  {row['name']}")
+    for row in results["skipped"]:
+        print(f"skipped {row['name']}: {row['reason']}")
+
+
+def import_benchmark(
+    published: str, output: str, lm: str = "not stated", licence: str = ""
+) -> None:
+    """Makes a benchmark from a published AirRep test set. Prints where."""
+    from airrep.published import import_published
+
+    about = import_published(published, output, lm=lm, licence=licence)
+    print(f"{output}: {about['labels']} labels of {about['targets']} targets")
+
+
+def _named_files(text: str) -> dict[str, str]:
+    """{"a": "x.npy", "b": "y.npy"} of "a=x.npy,b=y.npy"."""
+    files = {}
+    for part in filter(None, text.split(",")):
+        name, equals, file = part.partition("=")
+        if not equals or not name or not file:
+            raise InputError(f"--scores has {part!r}; give name=FILE, several with commas.")
+        files[name.strip()] = file.strip()
+    return files
+
+
 def _fit(encoder: str, pool: Sequence[Example], batch_size: int, device: str) -> AirRepAttributor:
     attributor = AirRepAttributor(
         resolve_model(encoder),
@@ -148,31 +208,45 @@ def _line(example: Example) -> str:
 
 
 def _read_candidates(source: str, rows: Mapping[str, int]) -> dict[str, np.ndarray]:
-    files = [Path(part.strip()) for part in source.split(",")]
-    if len(files) == 1 and files[0].suffix == ".jsonl":
-        if not files[0].is_file():
+    files = [part.strip() for part in source.split(",")]
+    if not all(files):
+        raise InputError(f"subsets is {source!r}, with an empty name; give files: a.jsonl,b.jsonl.")
+    found: dict[str, np.ndarray] = {}
+    for place, name, ids in _named_ids(files):
+        if name in found:
+            raise InputError(f"{place} is a second candidate {name!r}; give each its own name.")
+        found[name] = _rows(place, ids, rows)
+    return found
+
+
+def _named_ids(files: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """Where each candidate stands, its name and its ids."""
+    if len(files) == 1 and files[0].endswith(".jsonl"):
+        if not Path(files[0]).is_file():
             raise InputError(f"There is no file {files[0]}; check the path.")
-        lines = list(read_jsonl(files[0]))
+        lines = list(read_jsonl(Path(files[0])))
         if lines and all("ids" in line for _, line in lines):
-            return {
-                str(line.get("name", f"subset-{number}")): _rows(place, line["ids"], rows)
-                for number, (place, line) in enumerate(lines)
-            }
-    return {
-        str(file): _rows(str(file), [example.id for example in read_examples(file)], rows)
-        for file in files
-    }
+            for number, (place, line) in enumerate(lines):
+                name = as_text(place, "name", line.get("name")) or f"subset-{number}"
+                yield place, name, line["ids"]
+            return
+    for file in files:
+        yield file, file, [example.id for example in read_examples(file)]
 
 
 def _rows(place: str, ids: Any, rows: Mapping[str, int]) -> np.ndarray:
     if not isinstance(ids, list) or not ids:
         raise InputError(f"{place} has no list of ids; give at least one id of the pool.")
-    unknown = [name for name in ids if str(name) not in rows]
+    names = [str(name) for name in ids]
+    unknown = [name for name in names if name not in rows]
     if unknown:
         raise InputError(
             f"{place} names {len(unknown)} ids that are not in the pool (first: {unknown[0]!r})."
         )
-    return np.asarray([rows[str(name)] for name in ids], dtype=np.int64)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{place} names the id {twice!r} twice; name it once.")
+    return np.asarray([rows[name] for name in names], dtype=np.int64)
 
 
 def _writable(output: str, suffix: str) -> Path:
@@ -180,11 +254,30 @@ def _writable(output: str, suffix: str) -> Path:
     path = Path(output)
     if path.suffix != suffix:
         raise InputError(f"The output {path} must end in {suffix}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise InputError(f"The output {path} is a folder; give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(path, error) from None
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_bytes_atomic(path, content)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The output {path} cannot be written ({error.strerror}); a file that was there before is "
+        "kept: free some space or give another path."
+    )
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8")
+    _write(path, text.encode())
     print(f"{path}: {text.count(chr(10))} lines")

@@ -17,9 +17,13 @@ from airrep.device import pick_device
 from airrep.examples import InputError
 from airrep.label_stages import make_labels
 from airrep.label_store import Labels, LabelStore
-from airrep.provenance import git_revision, installed_versions, write_json_atomic
+from airrep.provenance import git_revision, hash_files, installed_versions
 from airrep.run_folder import RunFolder
 from airrep.weights import fingerprint_weights, resolve_model
+
+# What a page is made from.
+RESULT_KEYS = {"methods", "benchmark", "targets", "subsets", "noise_ceiling", "differences"}
+ROW_KEYS = {"name", "lds", "ci95", "pooling", "fit_seconds"}
 
 
 def train(config: RunConfig) -> None:
@@ -56,15 +60,18 @@ def train(config: RunConfig) -> None:
 
 
 def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
-    """Compares the methods (a,b,c; those configured when None) on the test labels.
+    """Compares methods (a,b,c; those configured when None) and the configured files of scores on
+    the test labels.
 
     Writes results.json and the scores. Results of the same code, labels, models and settings that
     are there already are returned as they are.
     """
     from airrep.attributors import make_attributor
+    from airrep.benchmark import with_given, write_results
     from airrep.evaluation import evaluate as run
 
     folder = RunFolder(Path(config.output))
+    pool, targets = folder.read_pool(), folder.read_targets("test")
     store = folder.open_labels("test")
     labels, again = store.read(), store.read(repeat=1)
     if not len(labels.subsets):
@@ -78,15 +85,22 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         arguments["airrep"] = {"encoder": folder.encoder, "device": device}
     if "embedding" in names:
         arguments["embedding"] = {"encoder": resolve_model(config.encoder), "device": device}
+    attributors = with_given(
+        {name: make_attributor(name, **arguments.get(name, {})) for name in names},
+        config.evaluate.scores,
+        pool,
+        targets,
+        store.subsets,
+    )
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
     known = _known_results(folder, inputs)
     if known is not None:
         print(f"{folder.results_file} is of these labels and models; delete it to measure again")
         return known
     results, scores = run(
-        {name: make_attributor(name, **arguments.get(name, {})) for name in names},
-        folder.read_pool(),
-        folder.read_targets("test"),
+        attributors,
+        pool,
+        targets,
         labels,
         benchmark=config.name or folder.path.name,
         repeat_labels=again if len(again.subsets) > 1 else None,
@@ -95,11 +109,8 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         config=dataclasses.asdict(config),
         show_progress=True,
     )
-    for name, matrix in scores.items():
-        folder.scores_file(name).parent.mkdir(exist_ok=True)
-        np.save(folder.scores_file(name), matrix.astype(np.float32))
     results["inputs"] = inputs
-    write_json_atomic(folder.results_file, results)
+    write_results(folder, results, scores, pool, targets)
     return results
 
 
@@ -120,6 +131,7 @@ def _evaluation_inputs(
         "seed": config.seed,
         "device": pick_device(config.device),
         "labels": {**store.fingerprint, "losses": losses.hexdigest()},
+        "scores": {name: hash_files([Path(path)]) for name, path in config.evaluate.scores.items()},
         "encoders": {
             name: fingerprint_weights(options["encoder"])
             for name, options in arguments.items()
@@ -135,12 +147,40 @@ def _known_results(folder: RunFolder, inputs: Mapping[str, Any]) -> dict[str, An
     if str(inputs["git_revision"]).endswith("-dirty"):
         return None  # the revision does not say which code that is
     try:
-        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
-        ran = [row["name"] for row in results["methods"]]
-        same = results["inputs"] == json.loads(json.dumps(inputs))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        results = _read_results(folder)
+    except InputError:
         return None
-    return results if same and all(folder.scores_file(name).exists() for name in ran) else None
+    if results is None or results.get("inputs") != json.loads(json.dumps(inputs)):
+        return None
+    whole = all(folder.scores_file(row["name"]).exists() for row in results["methods"])
+    return results if whole else None
+
+
+def _read_results(folder: RunFolder) -> dict[str, Any] | None:
+    """results.json, None when there is none; raises InputError when it is not one."""
+    try:
+        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder.results_file, str(error)) from None
+    if not isinstance(results, dict) or not results.keys() >= RESULT_KEYS:
+        raise _damaged(folder.results_file, "keys are missing")
+    return results
+
+
+def _read_scores(folder: RunFolder, method: str) -> np.ndarray:
+    path = folder.scores_file(method)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} cannot be read ({reason}); delete results.json and run `airrep evaluate` again."
+    )
 
 
 def report(config: RunConfig) -> Path:
@@ -148,16 +188,10 @@ def report(config: RunConfig) -> Path:
     from airrep.report import write_report
 
     folder = RunFolder(Path(config.output))
-    try:
-        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder.results_file} is not there yet; run `airrep evaluate` first."
-        ) from None
-    scores = {
-        row["name"]: np.load(folder.scores_file(row["name"]), allow_pickle=False)
-        for row in results["methods"]
-    }
+    results = _read_results(folder)
+    if results is None:
+        raise InputError(f"{folder.results_file} is not there yet; run `airrep evaluate` first.")
+    scores = {row["name"]: _read_scores(folder, row["name"]) for row in results["methods"]}
     write_report(
         folder.page_file,
         results,

@@ -1,5 +1,6 @@
 """The contract, held over every attribution method."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,30 @@ TARGETS = [example("target", number) for number in range(20, 25)]
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of what each method takes as its encoder: a trained one, and a plain base."""
+    """What each method needs: a trained encoder, a plain base, a file of scores."""
     folder = tmp_path_factory.mktemp("encoders")
     base = tiny_encoder(folder / "base")
     encoder = AirRepEncoder.from_base(str(base))
     encoder.save_pretrained(str(folder / "airrep"))
-    return {"airrep": folder / "airrep", "embedding": base}
+    return {"airrep": folder / "airrep", "embedding": base, "given": _outside_scores(folder)}
+
+
+def _outside_scores(folder: Path) -> Path:
+    """A file of scores as another tool may write it: its own order, and no word on pooling."""
+    np.save(folder / "outside.npy", np.random.default_rng(0).normal(size=(5, 12)))
+    ids = {
+        "target_ids": [target.id for target in reversed(TARGETS)],
+        "pool_ids": [one.id for one in reversed(POOL)],
+    }
+    (folder / "outside.npy.json").write_text(json.dumps(ids))
+    return folder / "outside.npy"
 
 
 def method(name: str, encoders: dict[str, Path], **params) -> Attributor:
     if name in NEEDS_ENCODER:
         params = {"encoder": str(encoders[name]), **params}
+    if name == "given":
+        params = {"scores": str(encoders[name]), **params}
     return make_attributor(name, **params)
 
 

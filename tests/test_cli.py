@@ -1,6 +1,7 @@
 """The command: a whole run on tiny models, and one clear sentence for whatever is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -351,3 +352,74 @@ def test_imported_labels(tmp_path: Path, models: dict[str, str], fails: Fails) -
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["name"] for row in results["methods"]] == ["airrep", "random"]
     assert results["noise_ceiling"] is None
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", "{}", '{"methods": "x"}'])
+def test_damaged_results_are_named(run: tuple[str, Path], content: str, fails: Fails) -> None:
+    results = run[1] / "results.json"
+    whole = results.read_bytes()
+    try:
+        results.write_text(content)
+        line = fails("report", "--config", run[0])
+    finally:
+        results.write_bytes(whole)
+    assert f"{results} cannot be read" in line
+    assert "run `airrep evaluate` again" in line
+
+
+def test_damaged_scores_are_named(run: tuple[str, Path], fails: Fails) -> None:
+    scores = run[1] / "scores" / "bm25.npy"
+    whole = scores.read_bytes()
+    try:
+        for content in (b"", whole[:90], b"junk"):
+            scores.write_bytes(content)
+            assert f"{scores} cannot be read" in fails("report", "--config", run[0])
+    finally:
+        scores.write_bytes(whole)
+
+
+def test_a_run_becomes_a_benchmark_that_judges_scores_of_outside_tools(
+    run: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    config, folder = run
+    assert main(["benchmark", "--config", config, "--licence", "CC0"]) == 0
+    about = json.loads((folder / "benchmark.json").read_text())
+    assert (about["licence"], about["labels"], about["repeat_labels"]) == ("CC0", 4, 2)
+    ours = folder / "scores" / "airrep.npy"
+    command = ["judge", "--benchmark", str(folder), "--methods", "bm25", "--output", str(tmp_path)]
+    encoder = ["--encoder", str(folder / "encoder")]
+    assert main([*command, *encoder, "--scores", f"outside={ours}"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {row["name"]: row["lds"] for row in results["methods"]}
+    assert list(found) == ["airrep", "bm25", "outside"]
+    assert found["airrep"] == found["outside"]
+    assert "outside" in capsys.readouterr().out
+    line = fails(*command, "--scores", "outside")
+    assert "--scores has 'outside'; give name=FILE, several with commas" in line
+
+
+def test_a_run_compares_scores_of_outside_tools(run: tuple[str, Path], tmp_path: Path) -> None:
+    config, folder = run
+    copy = shutil.copytree(folder, tmp_path / "run")
+    changes = [f"--output={copy}", f"--evaluate.scores={{outside: {copy}/scores/bm25.npy}}"]
+    assert main(["evaluate", "--config", config, "--methods", "bm25", *changes]) == 0
+    results = json.loads((copy / "results.json").read_text())
+    bm25, outside = results["methods"]
+    assert (outside["name"], outside["method"]) == ("outside", "given")
+    assert bm25["lds"] == outside["lds"]
+    assert list(results["inputs"]["scores"]) == ["outside"]
+
+
+def test_a_published_test_set_is_imported(tmp_path: Path) -> None:
+    files = {
+        "train": [{"inputs": f"Ask {i}?", "targets": "yes"} for i in range(3)],
+        "test": [{"inputs": "Is it?", "targets": "no"}],
+        "lds": [{"train_subset": [i], "test_loss": [i / 2]} for i in range(3)],
+    }
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    output = tmp_path / "out"
+    assert main(["import", "--published", str(tmp_path), "--output", str(output)]) == 0
+    assert main(["judge", "--benchmark", str(output)]) == 0
+    assert json.loads((output / "results.json").read_text())["subsets"] == 3

@@ -14,6 +14,7 @@ _METHODS = {
     "bm25": ("airrep.attributors.bm25", "BM25Attributor"),
     "tfidf": ("airrep.attributors.tfidf", "TfidfAttributor"),
     "same_task": ("airrep.attributors.same_task", "SameTaskAttributor"),
+    "given": ("airrep.attributors.given", "GivenAttributor"),
     "random": ("airrep.attributors.random", "RandomAttributor"),
 }
 

@@ -7,9 +7,9 @@ from types import ModuleType
 import numpy as np
 from scipy import sparse
 
-from airrep.attributor import Attributor, pack_text, unpack_text
+from airrep.attributor import Attributor, NotApplicableError, pack_text, unpack_text
 from airrep.attributors.words import WORD_PATTERN, matrix_state, restore_matrix
-from airrep.examples import Example, InputError, encoder_text
+from airrep.examples import Example, encoder_text
 
 
 class BM25Attributor(Attributor):
@@ -28,10 +28,11 @@ class BM25Attributor(Attributor):
     def _fit(self, pool: Sequence[Example]) -> None:
         index = _bm25s().BM25(k1=self.k1, b=self.b, method="lucene")
         index.index(_words(pool), show_progress=False)
-        # bm25s appends an empty word to its vocabulary; it has no column in the matrix.
-        words = [word for word in index.vocab_dict if word]
+        # bm25s appends an empty word to its vocabulary; it has no column in the matrix. Its order
+        # is a set's, another in every process, and sums of floats depend on it.
+        words = sorted(word for word in index.vocab_dict if word)
         if not words:
-            raise InputError("bm25 found no words in the pool; its examples have no text.")
+            raise NotApplicableError("bm25 found no words in the pool; its examples have no text.")
         self.vocabulary_ = {word: row for row, word in enumerate(words)}
         stored = index.scores
         by_word = sparse.csr_array(  # the columns of (pool, words) are the rows of (words, pool)
@@ -76,5 +77,5 @@ def _bm25s() -> ModuleType:
     try:
         import bm25s
     except ImportError:
-        raise InputError("bm25 needs bm25s; run `pip install airrep[baselines]`.") from None
+        raise NotApplicableError("bm25 needs bm25s; run `pip install airrep[baselines]`.") from None
     return bm25s

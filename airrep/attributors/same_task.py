@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from airrep.attributor import Attributor, pack_text, unpack_text
-from airrep.examples import Example, InputError
+from airrep.attributor import Attributor, NotApplicableError, pack_text, unpack_text
+from airrep.examples import Example
 
 
 class SameTaskAttributor(Attributor):
     """score(x, z) = 1 where x and z have the same task, else 0; an oracle, since it reads labels.
 
-    Raises InputError when an example has no task.
+    Raises NotApplicableError when an example has no task.
     """
 
     name = "same_task"
@@ -39,7 +39,7 @@ class SameTaskAttributor(Attributor):
 def _tasks(examples: Sequence[Example], noun: str) -> list[str]:
     unknown = [example.id for example in examples if example.task is None]
     if unknown:
-        raise InputError(
+        raise NotApplicableError(
             f"same_task needs tasks, but {len(unknown)} of {len(examples)} {noun} have none "
             f"(first: {unknown[0]!r}); add a task to each or leave the method out."
         )

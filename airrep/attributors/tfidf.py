@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from airrep.attributor import Attributor, pack_text, unpack_text
+from airrep.attributor import Attributor, NotApplicableError, pack_text, unpack_text
 from airrep.attributors.words import WORD_PATTERN, matrix_state, restore_matrix
-from airrep.examples import Example, InputError, encoder_text
+from airrep.examples import Example, encoder_text
 
 
 class TfidfAttributor(Attributor):
@@ -27,7 +27,7 @@ class TfidfAttributor(Attributor):
         try:
             self.vectors_ = self.vectorizer_.fit_transform(_texts(pool)).tocsr()
         except ValueError as error:  # scikit-learn's "empty vocabulary"
-            raise InputError("tfidf found no words in the pool; it has no text.") from error
+            raise NotApplicableError("tfidf found no words in the pool; it has no text.") from error
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         return (self.vectorizer_.transform(_texts(targets)) @ self.vectors_.T).toarray()
@@ -48,7 +48,7 @@ class TfidfAttributor(Attributor):
         try:
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError:
-            raise InputError(
+            raise NotApplicableError(
                 "tfidf needs scikit-learn; run `pip install airrep[baselines]`."
             ) from None
         return TfidfVectorizer(

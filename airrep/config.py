@@ -2,15 +2,17 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
 import yaml
 
+from airrep.device import pick_device
 from airrep.examples import InputError
-from airrep.train_settings import TrainSettings
+from airrep.train_settings import TrainSettings, check_settings
 from data_builders.recipes import Recipe
 
 
@@ -164,27 +166,87 @@ class RunConfig:
 
 
 def check_config_file(path: str | Path) -> None:
-    """Raises InputError for a file that is no YAML mapping, or has a key RunConfig has not."""
+    """Raises InputError for a file that is no YAML mapping, has a key twice or one RunConfig has
+    not, or null where a value is needed.
+    """
     file = Path(path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_ConfigLoader)
     except FileNotFoundError:
         raise InputError(f"There is no config file {file}; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The config file {file} cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"The config file {file} is not YAML: {error}") from None
     if not isinstance(values, Mapping):
         raise InputError(f"The config file {file} holds no keys; see configs/ for examples.")
-    known = list(config_keys(RunConfig))
-    for key in _keys_of(values, known):
+    known = _key_types(RunConfig)
+    for key, value in _keys_of(values, known):
         if key not in known:
             raise InputError(f"The config file {file} has an unknown key {key!r}{nearest(key)}.")
+        kinds = get_args(known[key]) or (known[key],)
+        if value is None and type(None) not in kinds:
+            raise InputError(f"The config file {file} has no value at {key!r}; give one.")
+        if value is not None and _section(known[key]) and not isinstance(value, Mapping):
+            raise InputError(f"The config file {file} has {value!r} at {key!r}; give its keys.")
+
+
+def check_run(config: RunConfig, computes: bool = True) -> None:
+    """Raises InputError for a setting that some stage would refuse; reads and loads nothing.
+
+    `computes` says whether the device must be there, which reports and plans do without.
+    """
+    from data_builders.engines import pick_engine
+
+    data = config.data
+    for name, text in {
+        "output": config.output,
+        "lm": config.lm,
+        "encoder": config.encoder,
+        "data.examples": data.examples,
+        "data.targets": data.targets,
+        "data.test_targets": data.test_targets,
+    }.items():
+        if text is not None and (not text.strip() or "\0" in text):
+            raise InputError(f"{name} is {text!r}, which names nothing; give a name.")
+    check_seed(config.seed)
+    for name, value, least in (
+        ("subsets.repeats", config.subsets.repeats, 0),
+        ("engine.models", config.engine.models, 1),
+        ("evaluate.draws", config.evaluate.draws, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}; give at least {least}.")
+    check_methods(config.evaluate.methods)
+    config.recipe.check()
+    try:
+        check_settings(config.train)
+    except InputError as error:
+        raise InputError(f"train: {error}") from None
+    if computes:
+        pick_engine(config.engine.name, config.recipe, torch.device(pick_device(config.device)))
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that the generators of numpy and torch do not take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; give a whole number from 0 to 2**63 - 1.")
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raises InputError for a method that does not exist or is named twice."""
+    from airrep.attributors import available, make_attributor
+
+    for name in names:
+        if name not in available():
+            make_attributor(name)  # says which names are near
+        if names.count(name) > 1:
+            raise InputError(f"The method {name!r} is named twice; name it once.")
 
 
 def nearest(key: str) -> str:
     """A hint that names the known config key nearest to a wrong one."""
-    known = list(config_keys(RunConfig))
+    known = list(_key_types(RunConfig))
     parent, _, last = key.rpartition(".")
     inside = [name for name in known if name.rpartition(".")[0] == parent]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -195,21 +257,43 @@ def nearest(key: str) -> str:
     return f"; known here: {', '.join(inside)}" if inside else ""
 
 
-def config_keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a config dataclass, nested ones with dots."""
-    hints = get_type_hints(config)
+class _ConfigLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _key_types(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every key of a config dataclass, nested ones with dots, and its type."""
+    hints, found = get_type_hints(config), {}
     for item in dataclasses.fields(config):
-        name = prefix + item.name
-        yield name
-        for kind in (hints[item.name], *get_args(hints[item.name])):
-            if dataclasses.is_dataclass(kind):
-                yield from config_keys(kind, name + ".")
+        name, kind = prefix + item.name, hints[item.name]
+        found[name] = kind
+        if section := _section(kind):
+            found |= _key_types(section, name + ".")
+    return found
 
 
-def _keys_of(values: Mapping[Any, Any], known: list[str], prefix: str = "") -> Iterator[str]:
+def _section(kind: Any) -> Any:
+    """The dataclass whose keys a key of this type has, None for one that is a value."""
+    return next((k for k in (kind, *get_args(kind)) if dataclasses.is_dataclass(k)), None)
+
+
+def _keys_of(
+    values: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        yield name
-        # A mapping under a key without keys of its own is a value (data.columns).
-        if isinstance(value, Mapping) and any(k.startswith(name + ".") for k in known):
+        name, (section, dot, _) = f"{prefix}{key}", str(key).partition(".")
+        if dot and section in values:
+            raise InputError(f"The config has {name!r} beside {section!r}; write it inside.")
+        yield name, value
+        if isinstance(value, Mapping) and _section(known.get(name)):
             yield from _keys_of(value, known, name + ".")

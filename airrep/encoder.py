@@ -33,6 +33,8 @@ from airrep.examples import (
     tokenize_examples,
 )
 from airrep.pooling import mean_pool
+from airrep.provenance import clear_save_errors
+from airrep.weights import check_whole
 
 
 class AirRepEncoder(PreTrainedModel):
@@ -71,17 +73,21 @@ class AirRepEncoder(PreTrainedModel):
 
         Its embeddings are the base's mean-pooled ones. `max_length` is lowered to what the base
         can read. `kwargs` go to transformers; remote code runs only with trust_remote_code=True.
-        Raises InputError when the source is not a model or has no safetensors weights.
+        Raises InputError when the source is not a model, or its weights (in safetensors) or its
+        tokenizer are missing.
         """
         with clear_load_errors(source):
             config = read_base_config(source, hub_arguments(kwargs))
             tokenizer = AutoTokenizer.from_pretrained(str(source), **hub_arguments(kwargs))
             arguments = {"dtype": torch.float32, **kwargs, "use_safetensors": True}
             loader, extra = base_loader(config)
-            base = loader.from_pretrained(str(source), config=config, **extra, **arguments)
+            base, about = loader.from_pretrained(
+                str(source), config=config, output_loading_info=True, **extra, **arguments
+            )
+        check_whole(source, tokenizer, about["missing_keys"])
         length = min(max_length, most_tokens(base, tokenizer))
-        about = {key: value for key, value in base.config.to_dict().items() if key[0] != "_"}
-        encoder = cls(AirRepConfig(about, length), base)
+        values = {key: value for key, value in base.config.to_dict().items() if key[0] != "_"}
+        encoder = cls(AirRepConfig(values, length), base)
         encoder.tokenizer = tokenizer
         return encoder.eval()
 
@@ -102,21 +108,19 @@ class AirRepEncoder(PreTrainedModel):
                 str(source), *args, config=config, output_loading_info=True, **arguments
             )
         encoder, about = loaded
-        if about["missing_keys"]:
-            raise InputError(
-                f"{source} lacks {len(about['missing_keys'])} of an AirRep encoder's weights "
-                f"(first: {sorted(about['missing_keys'])[0]}); give a folder that save_pretrained "
-                "wrote, or open a base text encoder with from_base."
-            )
+        check_whole(source, tokenizer, about["missing_keys"])
         encoder.tokenizer = tokenizer
         return encoder.eval()
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes config, weights (safetensors) and tokenizer into the folder."""
-        with quiet_transformers():
+        """Writes config, weights (safetensors) and tokenizer into the folder.
+
+        Raises OSError when the disk does not take them.
+        """
+        with quiet_transformers(), clear_save_errors(save_directory):
             super().save_pretrained(str(save_directory), *args, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(save_directory))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(str(save_directory))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, d) of padded token ids (B, L) with their mask (B, L)."""

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from airrep.examples import InputError
+from airrep.weights import load_failure
 
 MAX_LENGTH = 512
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
@@ -154,10 +154,9 @@ def clear_load_errors(source: str | Path) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        found = str(error).strip().splitlines()
+    except Exception as error:  # damaged files make transformers raise anything
         raise InputError(
-            f"{source} cannot be opened as an encoder ({found[0] if found else type(error)}); give "
+            f"{source} cannot be opened as an encoder ({load_failure(error)}); give "
             "a folder with config.json, model.safetensors and a tokenizer, or a hub id."
         ) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from airrep.attributor import POOLINGS, Attributor, check_subsets
+from airrep.attributor import POOLINGS, Attributor, NotApplicableError, check_subsets
 from airrep.evaluation_rows import (
     Benchmark,
     MethodRun,
@@ -54,8 +54,8 @@ def evaluate(
     under "skipped" with its reason. Seconds leave out first-use costs such as imports; what went
     into a method before (labels, training) is `prepare_seconds`, by name, where it is known.
 
-    Raises InputError when labels, pool and targets do not belong together, and when no method
-    can run.
+    Raises InputError when labels, pool and targets do not belong together, when a method fails
+    (its encoder is damaged), and when no method can run.
     """
     subsets = _check_labels(labels, pool, targets)
     about = _finite_json(config or {})
@@ -121,7 +121,7 @@ def _run_all(
     for name, attributor in tqdm(methods.items(), desc="methods", disable=not show_progress):
         try:
             runs.append(_run(name, attributor, pool, targets, subsets, losses))
-        except (InputError, ImportError) as error:
+        except (NotApplicableError, ImportError) as error:
             skipped.append({"name": name, "reason": str(error)})
     if not runs:
         reasons = " ".join(f"{row['name']}: {row['reason']}" for row in skipped)

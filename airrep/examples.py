@@ -5,18 +5,22 @@ model and the encoder see examples through the same function, `tokenize_examples
 and in scoring.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from airrep.provenance import write_bytes_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 ENCODER_TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 
@@ -137,6 +141,8 @@ def tokenize_examples(
 
 def pad(batch: Sequence[TokenizedExample], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (B, L) int64, padded on the right, and the mask (B, L) of real tokens, bool."""
+    import torch
+
     length = max(len(example) for example in batch)
     ids = np.full((len(batch), length), pad_id, dtype=np.int64)
     for row, example in enumerate(batch):

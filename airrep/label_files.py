@@ -38,8 +38,9 @@ class Shard:
 def shard_bytes(shard: Shard) -> bytes:
     """A safetensors file that carries its own checksum."""
     arrays = {"numbers": shard.numbers, "losses": np.ascontiguousarray(shard.losses)}
-    attempts = json.dumps({str(number): count for number, count in shard.attempts.items()})
-    return save(arrays, metadata={"sha256": shard.checksum(), "attempts": attempts})
+    about = {"sha256": shard.checksum(), "attempts": shard.attempts}
+    # One key: safetensors writes several in an order of its own, another in every process.
+    return save(arrays, metadata={"about": json.dumps(about, sort_keys=True)})
 
 
 def is_whole(path: Path) -> bool:
@@ -55,19 +56,27 @@ def read_shard(path: Path, target_count: int) -> Shard | None:
     """A shard, None when there is no such file; raises InputError when it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            attempts = {int(n): c for n, c in json.loads(about.get("attempts", "{}")).items()}
+            sha256, attempts = _read_about(file.metadata() or {})
             shard = Shard(file.get_tensor("numbers"), file.get_tensor("losses"), attempts)
-            whole = about.get("sha256") == shard.checksum()
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error)) from None
-    if not whole:
+    if sha256 != shard.checksum():
         raise _damaged(path, "its checksum does not match")
     if shard.losses.shape != (len(shard.numbers), target_count):
         raise _damaged(path, f"losses {shard.losses.shape} for {target_count} targets")
     return shard
+
+
+def _read_about(metadata: Mapping[str, str]) -> tuple[str, dict[int, int]]:
+    """The checksum and the attempts, by number, that a shard names."""
+    if "about" in metadata:
+        about = json.loads(metadata["about"])
+        sha256, attempts = about["sha256"], about["attempts"]
+    else:  # as earlier shards have it
+        sha256, attempts = metadata["sha256"], json.loads(metadata.get("attempts", "{}"))
+    return sha256, {int(number): int(count) for number, count in attempts.items()}
 
 
 def fingerprint_plan(subsets: Sequence[np.ndarray]) -> str:

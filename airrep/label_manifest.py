@@ -83,6 +83,16 @@ def check_same(
         )
 
 
+def refuse_losses(path: Path) -> None:
+    """Raises InputError when a folder without a manifest has losses: of what, nothing says."""
+    found = sorted(path.glob("losses/*.safetensors"))
+    if found:
+        raise InputError(
+            f"{path} holds losses ({found[0].name}) but no manifest.json that says what they "
+            "belong to; put that file back, or give an empty folder."
+        )
+
+
 def _difference(
     key: str,
     old_hash: str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,16 @@ def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
     return data, stores
 
 
-def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> None:
-    """Fine-tunes the language model on every subset that has no label yet."""
+def make_labels(
+    config: RunConfig, shard: str = "1/1", merge: bool = False, ray: str | None = None
+) -> None:
+    """Fine-tunes the language model on every subset that has no label yet.
+
+    `ray` is auto, local or HOST:PORT: a Ray cluster trains instead of this process.
+    """
     from data_builders.labels import LabelJob
     from data_builders.labels import make_labels as make
 
-    config.recipe.check()
     data, stores = _prepare(config)
     train, test = data.targets["train"], data.targets["test"]
     jobs = [
@@ -52,11 +57,16 @@ def make_labels(config: RunConfig, shard: str = "1/1", merge: bool = False) -> N
     if config.imported is not None:
         jobs = []  # whatever is missing in imported labels stays missing
 
-    def tuner() -> FineTuner:
-        make_tuner, tokens = _load_lm(config, data)
+    def tuner(device: str = config.device) -> FineTuner:
+        make_tuner, tokens = _load_lm(dataclasses.replace(config, device=device), data)
         return make_tuner(tokens["pool"], [*tokens["train"], *tokens["test"]])
 
-    made = make(jobs, tuner, config.seed, shard)
+    if ray is None:
+        made = make(jobs, tuner, config.seed, shard)
+    else:
+        from data_builders.cluster import make_labels_on_ray
+
+        made = make_labels_on_ray(jobs, tuner, config.lm, config.seed, ray, config.device, shard)
     if merge:
         for store in stores.values():
             store.merge()
@@ -93,7 +103,6 @@ def plan(config: RunConfig, price: float | None = None, hours: float | None = No
     """
     from data_builders.plan import plan_labels
 
-    config.recipe.check()
     data = read_run_data(config)
     start = time.perf_counter()
     make_tuner, tokens = _load_lm(config, data)
@@ -151,11 +160,36 @@ def intervene(
     from data_builders.interventions import InterventionSettings
     from data_builders.interventions import intervene as run
 
+    run(
+        config,
+        InterventionSettings(**settings),
+        _tuner_loader(config),
+        shard=shard,
+        plan_only=plan_only,
+    )
+
+
+def verify(config: RunConfig, **settings: Any) -> bool:
+    """Verifies labels and claims about scores by training again; says whether they are accepted.
+
+    Takes the fields of `VerifySettings`; writes verification.json into the run's folder.
+    """
+    from data_builders.verify import VerifySettings
+    from data_builders.verify import verify as run
+
+    return run(config, VerifySettings(**settings), _tuner_loader(config))["accepted"]
+
+
+def _tuner_loader(
+    config: RunConfig,
+) -> Callable[[Sequence[Example], Sequence[Example]], FineTuner]:
+    """What loads the language model and makes the tuner of some pool and targets."""
+
     def load_tuner(pool: Sequence[Example], targets: Sequence[Example]) -> FineTuner:
         make_tuner, tokens = _load_lm(config, RunData(list(pool), {"test": list(targets)}, {}))
         return make_tuner(tokens["pool"], tokens["test"])
 
-    run(config, InterventionSettings(**settings), load_tuner, shard=shard, plan_only=plan_only)
+    return load_tuner
 
 
 def _range(sizes: list[int]) -> str:

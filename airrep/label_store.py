@@ -31,8 +31,8 @@ from airrep.label_files import (
     read_shard,
     shard_bytes,
 )
-from airrep.label_manifest import check_same, read_manifest, write_manifest
-from airrep.provenance import write_bytes_atomic
+from airrep.label_manifest import check_same, read_manifest, refuse_losses, write_manifest
+from airrep.provenance import remove_leftovers, write_bytes_atomic
 
 __all__ = ["LabelStore", "Labels", "fingerprint_plan", "import_npz"]
 
@@ -78,7 +78,8 @@ class LabelStore:
 
         `fingerprint` holds hashes by name (examples, targets, lm, recipe); the plan's is added.
         `about` says the same in readable values, for people and for the message of the InputError
-        raised when the folder holds labels of other data, another model or another recipe.
+        raised when the folder holds labels of other data, another model or another recipe. Losses
+        without a manifest.json are an InputError too.
         """
         path = Path(path)
         plan = [np.asarray(subset, dtype=np.int64) for subset in subsets]
@@ -95,8 +96,11 @@ class LabelStore:
             if (path / "manifest.json").exists():
                 check_same(path, read_manifest(path), wanted, target_count, about)
             else:
+                refuse_losses(path)
                 write_bytes_atomic(path / "subsets.safetensors", plan_bytes(plan))
                 write_manifest(path, wanted, len(plan), target_count, about)
+            for folder in (path, path / "losses"):
+                remove_leftovers(folder)
         return cls.open(path)
 
     @classmethod
@@ -105,7 +109,7 @@ class LabelStore:
         path = Path(path)
         manifest = read_manifest(path)
         subsets = read_plan(path / "subsets.safetensors")
-        if fingerprint_plan(subsets) != manifest["fingerprint"]["plan"]:
+        if fingerprint_plan(subsets) != manifest["fingerprint"].get("plan"):
             raise InputError(
                 f"{path / 'subsets.safetensors'} is not the plan that manifest.json names; "
                 "make the labels again in an empty folder."

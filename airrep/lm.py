@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from airrep.examples import InputError, TokenizedExample, length_sorted_batches
 from airrep.response_batch import ResponseBatch, response_batch
+from airrep.weights import check_whole, load_failure
 
 
 def load_lm(
@@ -21,7 +22,8 @@ def load_lm(
 
     `path` is what `airrep.weights.resolve_model` returned. Weights are read from safetensors or
     GGUF only. A GGUF file's weights are dequantised, and the model is a plain one afterwards:
-    `save_pretrained` writes it as safetensors. Raises InputError when they cannot be loaded.
+    `save_pretrained` writes it as safetensors. Raises InputError when they cannot be loaded, some
+    are missing, or the model is not a causal one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,15 +35,35 @@ def load_lm(
     source["trust_remote_code"] = trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, **weights)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source, **weights, output_loading_info=True
+        )
+    except Exception as error:  # damaged files make transformers raise anything
+        raise InputError(
+            f"{path} cannot be loaded as a causal language model: {load_failure(error)}"
+        ) from error
+    model, about = loaded
     if hasattr(model.config, "quantization_config"):
         # The weights are plain now; with these, save_pretrained would refuse or quantise again.
         del model.config.quantization_config
-        model.is_quantized, model.hf_quantizer = False, None  # type: ignore[assignment]
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+        model.is_quantized, model.hf_quantizer = False, None
+    model = model.to(device).eval()
+    if _looks_ahead(model):
+        raise InputError(
+            f"{path} is not a causal language model ({type(model).__name__} sees the tokens behind "
+            "the one it predicts); give one such as SmolLM2 or Qwen."
+        )
+    check_whole(path, tokenizer, about["missing_keys"])
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _looks_ahead(model: nn.Module) -> bool:
+    """Whether the logits at a token change with the token behind it."""
+    ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
+    first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    # Weights that are not finite are another fault, which the losses show.
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 class ResponseModel:

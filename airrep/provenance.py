@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from typing import Any
 from airrep import __version__
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
+STALE_SECONDS = 3600  # no file takes this long to be written and renamed
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
 def installed_versions() -> dict[str, str]:
@@ -66,6 +71,31 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed writers left in the folder over an hour ago.
+
+    Their age decides, not their process: it may be running on another machine.
+    """
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process was first
+            old = time.time() - path.stat().st_mtime > STALE_SECONDS
+            if old and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+
+
+@contextmanager
+def clear_save_errors(path: str | Path) -> Iterator[None]:
+    """What a library raises when the disk takes no more becomes an OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers have kinds of their own
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def fsync(path: Path) -> None:

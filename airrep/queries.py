@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from airrep.attributors.airrep import AirRepAttributor
+from airrep.config import check_methods, check_seed
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.provenance import write_bytes_atomic
@@ -134,12 +135,14 @@ def judge(
     from airrep.attributors import make_attributor
     from airrep.benchmark import evaluate_benchmark
 
+    check_seed(seed)
     options: dict[str, dict[str, Any]] = {"random": {"seed": seed}}
     for name, source in (("airrep", encoder), ("embedding", untrained)):
         if source is not None:
             options[name] = {"encoder": resolve_model(source), "device": pick_device(device)}
     wanted = [name for name in options if name != "random"]
     wanted += [name for name in methods.split(",") if name and name not in wanted]
+    check_methods(wanted)
     results = evaluate_benchmark(
         benchmark,
         {name: make_attributor(name, **options.get(name, {})) for name in wanted},

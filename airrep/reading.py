@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ KNOWN_COLUMNS = (
     (("question",), "answer"),
 )
 FIELDS = ("prompt", "response", "id", "task")
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; csv by itself stops at 131,072
 Row = tuple[str, Mapping[str, Any]]  # where it stands ("pool.jsonl line 3"), and its columns
 
 
@@ -57,7 +59,12 @@ def iter_examples(
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
-    path = Path(source).expanduser()
+    if not str(source).strip():
+        raise InputError("The name of the examples is empty; give a file, a folder or a hub id.")
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise InputError(f"{source} cannot be found ({error}); give the whole path.") from None
     reader = {
         ".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet
     }.get(path.suffix)  # fmt: skip
@@ -87,7 +94,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                 place = f"{path} line {number}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{place} is not JSON ({error}); mend or remove it.") from None
                 yield place, _as_object(place, row)
 
@@ -97,12 +104,14 @@ def _read_json(path: Path) -> Iterator[Row]:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON ({error}); for one object a line use .jsonl."
         ) from None
     if isinstance(rows, Mapping):
-        rows = next((value for value in rows.values() if isinstance(value, list)), None)
+        lists = [value for value in rows.values() if isinstance(value, list)]
+        of_objects = [value for value in lists if value and isinstance(value[0], Mapping)]
+        rows = next(iter(of_objects + lists), None)
     if not isinstance(rows, list):
         raise InputError(f"{path} holds no list of examples; give a JSON list of objects.")
     for number, row in enumerate(rows, start=1):
@@ -111,9 +120,16 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:
+            names = [name for name in reader.fieldnames or () if name]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise InputError(
+                    f"{path} has two columns {twice!r}; give each column a name of its own."
+                )
             for row in reader:
                 place = f"{path} line {reader.line_num}"
                 if None in row or None in row.values():
@@ -193,14 +209,17 @@ def _to_example(
     prompt, response = _prompt_and_response(place, row, columns)
     if not response.strip():
         raise InputError(f"{place} has an empty response; remove it or give it a response.")
-    name, task, meta = row.get(columns.get("id", "id")), row.get(columns.get("task", "task")), {}
-    if isinstance(row.get("meta"), Mapping):
-        meta = dict(row["meta"])
+    name, task = (
+        as_text(place, columns.get(field, field), row.get(columns.get(field, field)))
+        for field in ("id", "task")
+    )
+    meta = dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {}
+    _check_utf8(place, "meta", json.dumps(meta, ensure_ascii=False, default=str))
     return Example(
-        id=f"row-{number:06d}" if name is None or name == "" else str(name),
+        id=name or f"row-{number:06d}",
         prompt=prompt,
         response=response,
-        task=None if task is None or task == "" else str(task),
+        task=task or None,
         meta=meta,
     )
 
@@ -214,15 +233,19 @@ def _prompt_and_response(
         prompts = (columns["prompt"],) if "prompt" in columns else known_prompts
         response = columns.get("response", known_response)
         if all(name in row for name in (*prompts, response)):
-            parts = [_text(place, name, row[name]) for name in prompts]
-            return "\n".join(part for part in parts if part), _text(place, response, row[response])
+            parts = [as_text(place, name, row[name]) for name in prompts]
+            text = as_text(place, response, row[response])
+            return "\n".join(part for part in parts if part), text
     raise InputError(_no_column(place, "columns that can be read as prompt and response", row))
 
 
 def _last_turns(place: str, messages: Any) -> tuple[str, str]:
     """All but the last turn as the prompt, the last one (the assistant's) as the response."""
     try:
-        turns = [(str(turn["role"]), str(turn["content"])) for turn in messages]
+        turns = [
+            tuple(as_text(place, f"messages.{key}", turn[key]) for key in ("role", "content"))
+            for turn in messages
+        ]
     except (TypeError, KeyError):
         raise InputError(f"{place} has messages without role and content; give both.") from None
     if len(turns) < 2 or turns[-1][0] != "assistant":
@@ -233,19 +256,26 @@ def _last_turns(place: str, messages: Any) -> tuple[str, str]:
     return "\n".join(f"{role}: {content}" for role, content in earlier), response
 
 
-def _text(place: str, column: str, value: Any) -> str:
-    if value is None:
+def as_text(place: str, column: str, value: Any) -> str:
+    """A value as text, null and NaN as "".
+
+    Raises InputError for a value of several parts and for text that UTF-8 cannot write.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, str | int | float):
-        text = str(value)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{place} has text that UTF-8 cannot write in column {column!r} ({error}); mend it."
-            ) from None
-        return text
-    raise InputError(f"{place} has a {type(value).__name__} in column {column!r}; give text.")
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{place} has a {type(value).__name__} in column {column!r}; give text.")
+    return _check_utf8(place, column, str(value))
+
+
+def _check_utf8(place: str, column: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place} has text that UTF-8 cannot write in column {column!r} ({error}); mend it."
+        ) from None
+    return text
 
 
 def _no_column(place: str, wanted: str, row: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from airrep.examples import Example, InputError
+from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.label_store import LabelStore
 from airrep.reading import read_examples
 
@@ -45,6 +45,20 @@ class RunFolder:
 
     def read_targets(self, split: str) -> list[Example]:
         return self._read(self.targets_file(split))
+
+    def read_labelled(self, split: str, store: LabelStore) -> tuple[list[Example], list[Example]]:
+        """The pool and a split's targets; raises InputError unless `store` is of these examples."""
+        pool, targets = self.read_pool(), self.read_targets(split)
+        for key, path, examples in (
+            ("examples", self.pool_file, pool),
+            ("targets", self.targets_file(split), targets),
+        ):
+            if store.fingerprint.get(key) != fingerprint_examples(examples):
+                raise InputError(
+                    f"{path} does not hold the examples that the labels in {store.path} are of; "
+                    "run `airrep subsets` to write it again."
+                )
+        return pool, targets
 
     def open_labels(self, split: str) -> LabelStore:
         """The store of a split; raises InputError naming the command that makes it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from airrep.config import RunConfig
+from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import InputError
 from airrep.label_stages import make_labels
@@ -41,15 +41,8 @@ def train(config: RunConfig) -> None:
     if missing and accelerator.is_main_process:
         print(f"{missing} of {len(store.subsets)} training labels are missing; training without")
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
-    result = train_encoder(
-        encoder,
-        folder.read_pool(),
-        folder.read_targets("train"),
-        labels,
-        config.train,
-        folder.path,
-        accelerator,
-    )
+    pool, targets = folder.read_labelled("train", store)
+    result = train_encoder(encoder, pool, targets, labels, config.train, folder.path, accelerator)
     if accelerator.is_main_process:
         held_out = (
             "nothing was held out"
@@ -71,12 +64,13 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     from airrep.evaluation import evaluate as run
 
     folder = RunFolder(Path(config.output))
-    pool, targets = folder.read_pool(), folder.read_targets("test")
     store = folder.open_labels("test")
+    pool, targets = folder.read_labelled("test", store)
     labels, again = store.read(), store.read(repeat=1)
     if not len(labels.subsets):
         raise InputError(f"{store.path} has no labels yet; run `airrep labels` first.")
     names = config.evaluate.methods if methods is None else methods.split(",")
+    check_methods(names)
     device = pick_device(config.device)
     arguments: dict[str, dict[str, Any]] = {"random": {"seed": config.seed}}
     if "airrep" in names:
@@ -122,6 +116,7 @@ def _evaluation_inputs(
     arguments: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """All that decides results.json: hashes of the labels and the encoders, settings, code."""
+    folder = RunFolder(Path(config.output))
     losses = hashlib.sha256()
     for read in labels:
         losses.update(read.numbers.tobytes() + read.losses.tobytes())
@@ -130,6 +125,8 @@ def _evaluation_inputs(
         "draws": config.evaluate.draws,
         "seed": config.seed,
         "device": pick_device(config.device),
+        # Of the files: tasks and proponents count too.
+        "examples": hash_files([folder.pool_file, folder.targets_file("test")]),
         "labels": {**store.fingerprint, "losses": losses.hexdigest()},
         "scores": {name: hash_files([Path(path)]) for name, path in config.evaluate.scores.items()},
         "encoders": {
@@ -192,19 +189,15 @@ def report(config: RunConfig) -> Path:
     if results is None:
         raise InputError(f"{folder.results_file} is not there yet; run `airrep evaluate` first.")
     scores = {row["name"]: _read_scores(folder, row["name"]) for row in results["methods"]}
-    write_report(
-        folder.page_file,
-        results,
-        folder.read_pool(),
-        folder.read_targets("test"),
-        folder.open_labels("test").read(),
-        scores,
-    )
+    store = folder.open_labels("test")
+    pool, targets = folder.read_labelled("test", store)
+    write_report(folder.page_file, results, pool, targets, store.read(), scores)
     return folder.page_file
 
 
 def run(config: RunConfig) -> Path:
     """All stages, one after the other, in this process; returns the page's path."""
+    resolve_model(config.encoder)  # before the slow stages, not after them
     make_labels(config)
     train(config)
     evaluate(config)

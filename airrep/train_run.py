@@ -20,10 +20,16 @@ from airrep.checkpoint import Checkpoint, newest_checkpoint, replaced_folder
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.label_store import Labels, fingerprint_plan
-from airrep.provenance import git_revision, installed_versions, write_json_atomic
+from airrep.provenance import (
+    git_revision,
+    installed_versions,
+    remove_leftovers,
+    write_json_atomic,
+)
 from airrep.train_settings import TrainSettings
 
 HISTORY = "history.jsonl"
+OUTCOME = ("best_step", "validation_lds", "dropped_targets")  # read back of a finished run
 
 
 def fingerprint_run(
@@ -61,7 +67,7 @@ class TrainRun:
         return None if self.output is None else self.output / "checkpoints"
 
     def finished(self) -> dict[str, Any] | None:
-        """train.json of this very run when it is done; InputError when it is of another."""
+        """`OUTCOME` of this very run when it is done; InputError when train.json is of another."""
         if self.output is None:
             return None
         path = self.output / "train.json"
@@ -74,13 +80,13 @@ class TrainRun:
             return None
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            known = about["fingerprint"]
+            known, outcome = about["fingerprint"], {key: about[key] for key in OUTCOME}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} cannot be read ({error}); delete it to train again."
             ) from error
         self._check_same(known, path)
-        return about if (self.output / "encoder" / "config.json").exists() else None
+        return outcome if (self.output / "encoder" / "config.json").exists() else None
 
     def resume_point(self) -> Checkpoint | None:
         """The newest checkpoint; InputError when it is of another run."""
@@ -88,7 +94,7 @@ class TrainRun:
             return None
         checkpoint = newest_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            self._check_same(checkpoint.state["fingerprint"], self.checkpoints)
+            self._check_same(checkpoint.state.get("fingerprint"), self.checkpoints)
         return checkpoint
 
     def finish(
@@ -107,17 +113,27 @@ class TrainRun:
             "git_revision": git_revision(),
         }
         write_json_atomic(self.output / "train.json", about)
+        remove_leftovers(self.output)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The lines of history.jsonl."""
+        """The lines of history.jsonl; InputError for one that is damaged."""
         if self.output is None or not (self.output / HISTORY).exists():
             return []
-        lines = (self.output / HISTORY).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        path = self.output / HISTORY
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise InputError(
+                f"{path} cannot be read ({error}); delete it to go on without the curves."
+            ) from error
 
-    def _check_same(self, known: Mapping[str, Any], path: Path) -> None:
+    def _check_same(self, known: Any, path: Path) -> None:
         """Raises InputError with both sides of everything that differs."""
+        if not isinstance(known, Mapping):
+            raise InputError(
+                f"{path} does not say which training run it belongs to; delete it to train again."
+            )
         keys = [*self.fingerprint, *(key for key in known if key not in self.fingerprint)]
         differ = [
             f"{key}: {_shown(known.get(key))} there, {_shown(self.fingerprint.get(key))} now"

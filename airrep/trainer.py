@@ -145,6 +145,12 @@ class Trainer:
         targets = torch.from_numpy(self.pool_size + self.holdout.train_targets).to(centre.device)
         scores = (embeddings[targets] - centre) @ (embeddings[: self.pool_size] - centre).T
         spread = float(scores.std())
+        # Rounding alone spreads the scores of equal texts by some 1e-8 of a squared length.
+        if spread < 1e-7 * float(embeddings.square().sum(dim=1).mean()):
+            raise InputError(
+                "All texts look the same to the encoder before training; check that its tokenizer "
+                "knows the examples' words, and that the examples differ."
+            )
         if not 0 < spread < float("inf"):
             raise _not_finite("spread of the scores", 0, spread, self.settings)
         factor = (scale / spread) ** 0.5

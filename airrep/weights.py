@@ -1,16 +1,21 @@
-"""Where a model's files are on this machine, and the fingerprint of its weights."""
+"""Where a model's files are on this machine, their fingerprint, and whether they are whole."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from airrep.examples import InputError
 from airrep.provenance import hash_files
 
 PACKAGE = "package:"
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+TOKENIZER_FILES = (
+    "tokenizer*", "*.model", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json",
+)  # fmt: skip
 
 
 def resolve_model(source: str | Path) -> Path:
@@ -36,7 +41,7 @@ def resolve_model(source: str | Path) -> Path:
 
 
 def fingerprint_weights(path: Path) -> str:
-    """sha256 over the names and contents of a model's weight files and its config.json.
+    """sha256 over the names and contents of a model's config.json, weights and tokenizer files.
 
     `path` is what `resolve_model` returned. Raises InputError for a folder without weights in
     safetensors.
@@ -48,7 +53,32 @@ def fingerprint_weights(path: Path) -> str:
         raise InputError(
             f"{path} has no *.safetensors file; save the model with safe_serialization=True."
         )
-    return hash_files([path / "config.json", *weights])
+    tokenizer = {file for pattern in TOKENIZER_FILES for file in path.glob(pattern)}
+    return hash_files([path / "config.json", *weights, *sorted(filter(Path.is_file, tokenizer))])
+
+
+def check_whole(source: str | Path, tokenizer: Any, missing: Iterable[str]) -> None:
+    """Raises InputError where transformers made up what a model's files lack.
+
+    `missing` are the names of the weights that were not in the files.
+    """
+    # A pooler stands behind the token states, which are all that is read of a text encoder.
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise InputError(
+            f"{source} lacks {len(lacking)} of its model's weights (first: {lacking[0]}); give a "
+            "whole copy of the model."
+        )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            f"{source} has no tokenizer that knows a word; put the model's tokenizer files "
+            "(tokenizer.json, or vocab.txt) beside its weights."
+        )
+
+
+def load_failure(error: Exception) -> str:
+    """The first line of what transformers says, or the kind of error where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def plain_weights(path: Path) -> Path:

@@ -113,7 +113,10 @@ class FineTuner:
         return self.losses_after(plans, target_rows)
 
     def losses_after(self, plans: list[list[np.ndarray]], target_rows: np.ndarray) -> np.ndarray:
-        """The same (K, T) after training on each plan: the pool rows of every step."""
+        """The same (K, T) after training on each plan: the pool rows of every step.
+
+        NaN where training diverged.
+        """
         lengths = np.asarray([len(plan) for plan in plans])
         losses = np.empty((len(plans), len(target_rows)), dtype=np.float32)
         groups = (
@@ -122,7 +125,14 @@ class FineTuner:
             else [np.asarray([number]) for number in range(len(plans))]
         )
         for group in groups:
-            losses[group] = self._fit_in_memory([plans[number] for number in group], target_rows)
+            done = 0
+            while done < len(group):
+                some = group[done : done + self.most_models]  # fewer after memory ran out
+                losses[some] = self._fit_in_memory([plans[n] for n in some], target_rows)
+                done += len(some)
+        # A model that answers everything alike was destroyed by its training.
+        destroyed = (losses == losses[:, :1]).all(axis=1) & (losses.shape[1] > 1)
+        losses[destroyed] = np.nan
         return losses
 
     def _fit_in_memory(

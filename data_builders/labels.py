@@ -1,6 +1,7 @@
 """Making labels: fine-tune the language model on every subset, record every target's loss."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -32,6 +33,40 @@ class LabelJob:
         return [(n, 0) for n in self.store.missing(repeat=0)] + [(n, 1) for n in again]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Labels of one job that are trained together: (number, repeat), and the subset of each."""
+
+    labels: Sequence[tuple[int, int]]
+    subsets: Sequence[np.ndarray]
+    target_rows: np.ndarray
+
+    def train(self, tuner: FineTuner, seed: int) -> list[tuple[np.ndarray, int]]:
+        """For each label the losses (targets,), and how many trainings had diverged before.
+
+        Losses that are not finite after `ATTEMPTS` trainings are returned as they are.
+        """
+        found: dict[int, tuple[np.ndarray, int]] = {}
+        rows = list(range(len(self.labels)))
+        for attempt in range(ATTEMPTS):
+            if not rows:
+                break
+            # The first attempt's seed is as if there were no others.
+            again = [attempt] if attempt else []
+            losses = tuner.losses_of(
+                [self.subsets[row] for row in rows],
+                self.target_rows,
+                [np.random.default_rng([seed, *self.labels[row], *again]) for row in rows],
+            )
+            found |= {row: (own, attempt) for row, own in zip(rows, losses, strict=True)}
+            rows = [row for row in rows if not np.isfinite(found[row][0]).all()]
+        return [found[row] for row in range(len(self.labels))]
+
+
+# A group, whose it is, and what `Group.train` found.
+TrainedGroup = tuple[LabelJob, Group, list[tuple[np.ndarray, int]]]
+
+
 def make_labels(
     jobs: Sequence[LabelJob],
     tuner: Callable[[], FineTuner],
@@ -48,77 +83,76 @@ def make_labels(
     losses are not finite is trained once more in another order, which the store records; all
     others are made before InputError names those that diverged again.
     """
-    wanted = [(job, *label) for job in jobs for label in job.missing()]
-    part, parts = parse_shard(shard)
-    mine = [
-        (job, number, repeat)
-        for job, number, repeat in wanted
-        # By the number, not by the place in what is missing: workers that start at different
-        # times must agree on whose label it is.
-        if (number + repeat) % parts == part - 1
-    ]
-    if not mine:
+    wanted = missing_labels(jobs, shard)
+    if not wanted:
         return 0
     fine_tuner = tuner()
     for note in fine_tuner.notes:
         print(note)
-    lost: list[InputError] = []
-    tried = 0
-    with tqdm(total=len(mine), desc="labels", unit="label", disable=not show_progress) as bar:
-        for job, labels in _groups(mine, fine_tuner.most_models):
-            lost += _make_group(fine_tuner, job, labels, seed)
-            tried += len(labels)
-            bar.update(len(labels))
-            if len(lost) == tried >= HOPELESS:
-                break
-    if lost:
-        raise InputError(
-            f"{len(lost)} of {len(mine)} labels are missing: training diverged, twice. {lost[0]}"
-        )
-    return len(mine)
+    trained = (
+        (job, group, group.train(fine_tuner, seed))
+        for job, group in groups(wanted, fine_tuner.most_models)
+    )
+    return store_labels(trained, len(wanted), show_progress)
 
 
-def _make_group(
-    tuner: FineTuner, job: LabelJob, labels: Sequence[tuple[int, int]], seed: int
-) -> list[InputError]:
-    """Makes and stores the labels (number, repeat); returns what is wrong with the lost ones."""
-    lost: list[InputError] = []
-    for attempt in range(ATTEMPTS):
-        if not labels:
-            break
-        # The first attempt's seed is as if there were no others.
-        again = [attempt] if attempt else []
-        found = tuner.losses_of(
-            [job.store.subsets[number] for number, _ in labels],
-            job.target_rows,
-            [np.random.default_rng([seed, *label, *again]) for label in labels],
-        )
-        diverged = []
-        for (number, repeat), losses in zip(labels, found, strict=True):
-            if attempt + 1 < ATTEMPTS and not np.isfinite(losses).all():
-                diverged.append((number, repeat))
-                continue
-            try:
-                job.store.write(number, losses, repeat, attempt)
-            except NotFiniteError as error:
-                lost.append(error)
-        labels = diverged
-    return lost
+def missing_labels(jobs: Sequence[LabelJob], shard: str = "1/1") -> list[tuple[LabelJob, int, int]]:
+    """(job, number, repeat) of every label of the shard that does not exist yet, in plan order.
+
+    Raises InputError for an impossible shard.
+    """
+    part, parts = parse_shard(shard)
+    return [
+        (job, number, repeat)
+        for job in jobs
+        for number, repeat in job.missing()
+        # By the number, not by the place in what is missing: workers that start at different
+        # times must agree on whose label it is.
+        if (number + repeat) % parts == part - 1
+    ]
 
 
-def _groups(
+def groups(
     labels: Sequence[tuple[LabelJob, int, int]], size: int
-) -> Iterator[tuple[LabelJob, list[tuple[int, int]]]]:
+) -> Iterator[tuple[LabelJob, Group]]:
     """The labels of each job, up to `size` together."""
     for job, own in groupby(labels, key=lambda label: label[0]):
         numbers = [(number, repeat) for _, number, repeat in own]
         for start in range(0, len(numbers), size):
-            yield job, numbers[start : start + size]
+            part = numbers[start : start + size]
+            subsets = [job.store.subsets[number] for number, _ in part]
+            yield job, Group(part, subsets, job.target_rows)
+
+
+def store_labels(trained: Iterable[TrainedGroup], count: int, show_progress: bool) -> int:
+    """Stores `count` labels as they come, in any order; returns `count`.
+
+    Raises InputError that names the subsets that diverged, after the others are stored; at once
+    when the first `HOPELESS` all did.
+    """
+    lost: list[InputError] = []
+    tried = 0
+    with tqdm(total=count, desc="labels", unit="label", disable=not show_progress) as bar:
+        for job, group, found in trained:
+            for (number, repeat), (losses, attempt) in zip(group.labels, found, strict=True):
+                try:
+                    job.store.write(number, losses, repeat, attempt)
+                except NotFiniteError as error:
+                    lost.append(error)
+            tried += len(found)
+            bar.update(len(found))
+            if len(lost) == tried >= HOPELESS:
+                break
+    if lost:
+        raise InputError(
+            f"{len(lost)} of {count} labels are missing: training diverged, twice. {lost[0]}"
+        )
+    return count
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
     """(i, n) of "i/n", i from 1 to n; raises InputError otherwise."""
-    first, slash, second = shard.partition("/")
-    if slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
-        return int(first), int(second)
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
+    if found and 1 <= int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
     raise InputError(f'shard is {shard!r}; give "i/n" with i from 1 to n, such as "2/4".')

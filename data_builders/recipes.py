@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from airrep.examples import InputError
+from airrep.examples import InputError, Template
 
 TRAINED = ("all", "lora", "last_layers")
 PRECISIONS = ("fp32", "bf16")
@@ -64,8 +64,10 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise InputError(f"recipe.{name} is {getattr(self, name)}; give more than 0.")
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"recipe.{name} is {getattr(self, name)}; give 0 or more.")
+        if self.template != "auto":
+            Template.parse(self.template)
 
     def relevant(self) -> dict[str, object]:
         """The settings that decide the losses: those of another `train` are left out."""

@@ -1,7 +1,10 @@
 """What a run is about: its pool, its targets and its subset plans, from the configuration."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 
 from airrep.config import DataConfig, RunConfig
 from airrep.examples import Example, InputError, fingerprint_examples, write_examples
+from airrep.label_files import read_npz
 from airrep.label_store import LabelStore, import_npz
 from airrep.provenance import hash_files
 from airrep.reading import read_examples
@@ -162,35 +166,77 @@ def _imported_data(config: RunConfig) -> RunData:
             "imported labels need data.examples (the pool they are rows of) and data.test_targets."
         )
     pool, test = _read(data, data.examples), _read(data, data.test_targets)
-    rows = _npz_array(config.imported.train, "target_rows")
-    subsets = {
-        "train": _npz_array(config.imported.train, "subsets"),
-        "test": _npz_array(config.imported.test, "subsets"),
+    train_file, test_file = config.imported.train, config.imported.test
+    rows = _imported_rows(train_file, len(pool))
+    plans = {
+        "train": _imported_plan(train_file, len(pool), len(rows)),
+        "test": _imported_plan(test_file, len(pool), len(test)),
     }
-    for split, found in (("train", rows), *subsets.items()):
-        if found.min() < 0 or found.max() >= len(pool):
-            raise InputError(
-                f"The imported {split} labels name row {found.max()}, but {data.examples} has "
-                f"{len(pool)} examples; they belong to another file."
-            )
-    inside = np.intersect1d(rows, subsets["train"])
+    inside = np.intersect1d(rows, plans["train"])
     if len(inside):
         raise InputError(
             f"Row {inside[0]} of {data.examples} is a target and inside a subset; "
             "its loss would be that of training on it."
         )
-    plans = {split: list(rows) for split, rows in subsets.items()}
-    return RunData(pool, {"train": [pool[row] for row in rows], "test": test}, plans)
+    targets = {"train": [pool[row] for row in rows], "test": test}
+    return RunData(pool, targets, {split: list(plan) for split, plan in plans.items()})
 
 
-def _npz_array(path: str, key: str) -> np.ndarray:
+def _imported_plan(file: str, pool_size: int, target_count: int) -> np.ndarray:
+    """The subsets (subsets, size) of a .npz file whose losses are of `target_count` targets."""
+    with _clear_npz_errors(file):
+        subsets, losses = read_npz(Path(file), "subsets", "losses")
+    if losses.shape[1] != target_count:
+        raise InputError(
+            f"{file} has losses of {losses.shape[1]} targets, but {target_count} targets are "
+            "named; give the targets of these losses, in their order."
+        )
+    if not np.isfinite(losses).any():
+        raise InputError(f"{file} has no finite loss; give labels that were made.")
+    return _check_rows(file, "a subset", subsets, pool_size)
+
+
+def _imported_rows(file: str, pool_size: int) -> np.ndarray:
+    """The pool rows (targets,) that a .npz file of training labels uses as targets."""
+    with _clear_npz_errors(file), np.load(file, allow_pickle=False) as arrays:
+        rows = arrays["target_rows"]
+    if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+        raise InputError(
+            f"{file} has target_rows of shape {rows.shape} and type {rows.dtype}; "
+            "integer pool rows (targets,) are needed."
+        )
+    return _check_rows(file, "target_rows", rows[None], pool_size)[0]
+
+
+def _check_rows(file: str, name: str, rows: np.ndarray, pool_size: int) -> np.ndarray:
+    """Sets of pool rows (sets, size) as int64; InputError for wrong and repeated ones."""
+    outside = rows[(rows < 0) | (rows >= pool_size)]
+    if len(outside):
+        raise InputError(
+            f"{file} names row {outside[0]} in {name}, but the pool has {pool_size} examples; "
+            "give the pool that these labels were made with."
+        )
+    ordered = np.sort(rows, axis=1)
+    twice = ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]]
+    if len(twice):
+        raise InputError(f"{file} names row {twice[0]} twice in {name}; name it once.")
+    return rows.astype(np.int64)
+
+
+@contextmanager
+def _clear_npz_errors(file: str) -> Iterator[None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[key], dtype=np.int64)
+        yield
+    except InputError:
+        raise
     except FileNotFoundError:
-        raise InputError(f"There is no file {path}; check `imported` in the config.") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no .npz file with an array {key!r} ({error}).") from None
+        raise InputError(f"There is no file {file}; check `imported` in the config.") from None
+    except KeyError as error:
+        raise InputError(f"{file} lacks an array ({error.args[0]}); add it.") from None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InputError(
+            f"{file} is not a .npz file of plain arrays; write it with numpy.savez."
+        ) from None
 
 
 def _refuse_overlap(pool_ids: set[str], targets: Mapping[str, Sequence[Example]]) -> None:

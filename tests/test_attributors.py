@@ -1,6 +1,9 @@
 """The contract, held over every attribution method."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -356,3 +359,29 @@ def test_random_scores_depend_on_the_seed_and_are_spread_evenly():
 
 def test_only_same_task_is_an_oracle(fitted_once):
     assert [name for name, one in fitted_once.items() if one.oracle] == ["same_task"]
+
+
+BM25_IN_A_PROCESS = """
+import sys
+from airrep.attributors import make_attributor
+from airrep.examples import Example
+words = "one two three four five six seven eight nine ten eleven twelve".split()
+pool = [Example(str(n), " ".join(words[n % 5 :: n % 4 + 1]), words[n % 12]) for n in range(40)]
+method = make_attributor("bm25").fit(pool)
+sys.stdout.buffer.write(method.score(pool).tobytes() + method._state()["words"].tobytes())
+"""
+
+
+def test_bm25_scores_the_same_in_every_process():
+    """Sets of strings are ordered by a hash that every process seeds anew."""
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", BM25_IN_A_PROCESS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(outputs) == 1

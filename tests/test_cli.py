@@ -1,7 +1,11 @@
 """The command: a whole run on tiny models, and one clear sentence for whatever is wrong."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,6 +322,140 @@ def test_wrong_models_and_outputs(run: tuple[str, Path], tmp_path: Path, fails: 
     assert "ask for at least one row" in fails("rank", *encoder, *pool, *targets, "--top-k", "0")
 
 
+def _queries(folder: Path) -> dict[str, list[str]]:
+    common = ["--encoder", str(folder / "encoder"), "--examples", str(folder / "pool.jsonl")]
+    targets = ["--targets", str(folder / "test_targets.jsonl")]
+    return {
+        "encode": ["encode", *common],
+        "rank": ["rank", *common, *targets],
+        "score": ["score", *common, *targets, "--subsets", str(folder / "pool.jsonl")],
+    }
+
+
+@pytest.mark.parametrize("query", ["encode", "rank", "score"])
+def test_a_full_disk_leaves_the_old_output(
+    run: tuple[str, Path],
+    query: str,
+    tmp_path: Path,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = tmp_path / ("x.safetensors" if query == "encode" else "x.jsonl")
+    output.write_text("precious")
+    monkeypatch.setattr(os, "fsync", refuse)
+    line = fails(*_queries(run[1])[query], "--output", str(output))
+    assert f"The output {output} cannot be written (No space left on device)" in line
+    assert output.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_outputs_that_cannot_be_files(run: tuple[str, Path], tmp_path: Path, fails: Fails) -> None:
+    folder, file = tmp_path / "x.jsonl", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("")
+    rank = _queries(run[1])["rank"]
+    assert "x.jsonl is a folder; give the name of a file" in fails(*rank, "--output", str(folder))
+    assert "cannot be written (" in fails(*rank, "--output", str(file / "x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"name": "a", "ids": ["%s"]}'] * 2, "line 2 is a second candidate 'a'"),
+        (['{"name": "subset-1", "ids": ["%s"]}', '{"name": null, "ids": ["%s"]}'], "'subset-1'"),
+        (['{"ids": ["%s"]}', '{"ids": ["%s", "%s"]}'], "line 2 names the id"),
+        (['{"name": "\\ud800", "ids": ["%s"]}'], "UTF-8 cannot write in column 'name'"),
+    ],
+)
+def test_candidates_that_would_be_lost_are_refused(
+    run: tuple[str, Path], lines: list[str], message: str, tmp_path: Path, fails: Fails
+) -> None:
+    known = _some(run[1], 1)[0].id
+    file = tmp_path / "c.jsonl"
+    file.write_text("\n".join(lines).replace("%s", known))
+    score = _queries(run[1])["score"][:-1]
+    assert message in fails(*score, str(file))
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [("{0},{0}", "second candidate"), ("", "subsets is ''"), ("{0},", "with an empty name")],
+)
+def test_files_of_candidates_are_named_once(
+    run: tuple[str, Path], subsets: str, message: str, fails: Fails
+) -> None:
+    score = _queries(run[1])["score"][:-1]
+    assert message in fails(*score, subsets.format(run[1] / "pool.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("labels --output x --recipe.epochs many", "recipe.epochs got many; it takes a whole"),
+        ("labels --output x --subsets.size 1.5", "subsets.size got 1.5; it takes a whole number"),
+        ("labels --output x --train.average x", "train.average got x; it takes a number or null."),
+        ("labels --output x --engine.name foo", "engine.name got foo; it takes one of 'auto', '"),
+        ("labels --output x --data.corpus.tasks 3", "data.corpus.tasks got 3; it takes a list or"),
+        ("labels --output x --imported 5", "imported got 5; it takes its keys or null."),
+        ("labels --output x --imported.train a", "imported needs test; give a flag"),
+        ("labels", "labels needs output; give a flag"),
+        ("rank --encoder x", "rank needs examples, targets; give a flag"),
+        ("rank --config no-such-file.yaml", "config: File does not exist"),
+    ],
+)
+def test_the_parsers_sentences_are_in_words(arguments: str, sentence: str, fails: Fails) -> None:
+    line = fails(*arguments.split())
+    assert sentence in line
+    assert "<class" not in line
+
+
+def test_null_in_the_file_of_a_query_is_refused(tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "q.yaml").write_text("encoder: e\nexamples: x\ntargets: t\ntop_k: null\n")
+    assert "top_k is null; give a value" in fails("rank", "--config", str(tmp_path / "q.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "free some space: what is finished is kept"), (errno.EISDIR, "check the path")],
+)
+def test_only_a_full_disk_says_that_the_command_goes_on(
+    number: int, advice: str, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object) -> None:
+        raise OSError(number, os.strerror(number), "there")
+
+    monkeypatch.setattr("airrep.label_stages.make_subsets", fail)
+    line = fails("subsets", "--output", "x")
+    assert f"{os.strerror(number)} (there); {advice}" in line
+    assert ("goes on" in line) == (number == errno.ENOSPC)
+
+
+def test_help_is_fast_and_ctrl_c_quiet_during_imports() -> None:
+    code = """
+import sys
+from airrep.cli import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    main(["--help"])
+except SystemExit:
+    sys.exit(main(["train", "--output", "x"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "subcommands" in done.stdout
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith("airrep: stopped;")
+    assert "Traceback" not in done.stderr
+
+
 def test_no_data_or_two_sources_are_refused(
     tmp_path: Path, models: dict[str, str], fails: Fails
 ) -> None:
@@ -423,3 +561,17 @@ def test_a_published_test_set_is_imported(tmp_path: Path) -> None:
     assert main(["import", "--published", str(tmp_path), "--output", str(output)]) == 0
     assert main(["judge", "--benchmark", str(output)]) == 0
     assert json.loads((output / "results.json").read_text())["subsets"] == 3
+
+
+def test_labels_are_verified_by_training_again(
+    tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _labelled(write_config(tmp_path, models))
+    command = ["verify", "--config", config, "--fresh", "0", "--agreement", "exact"]
+    assert main(command) == 0
+    store = LabelStore.open(tmp_path / "run" / "test_labels")
+    losses = store.read().losses
+    for number in store.done():
+        store.write(number, losses[::-1, number])
+    assert main(command) == 1
+    assert main([*command, "--share", "2"]) == 2

@@ -1,7 +1,11 @@
 """The encoder opens any text encoder and published checkpoints, and encodes the same everywhere."""
 
+import errno
 import json
+import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    PreTrainedModel,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -179,6 +184,63 @@ def test_damaged_weights(encoder: AirRepEncoder, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be opened as an encoder"):
         AirRepEncoder.from_pretrained(tmp_path)
+
+
+def test_layers_without_weights_are_refused(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(InputError, match=r"base lacks 32 of .*first: encoder\.layer\.3\."):
+        AirRepEncoder.from_base(tmp_path / "base")
+
+
+def test_an_encoder_without_a_tokenizer_is_refused(
+    base: Path, encoder: AirRepEncoder, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    encoder.save_pretrained(tmp_path / "trained")
+    for path in tmp_path.glob("*/tokenizer*"):
+        path.unlink()
+    for opener, name in (
+        (AirRepEncoder.from_base, "base"),
+        (AirRepEncoder.from_pretrained, "trained"),
+    ):
+        with pytest.raises(InputError, match=f"{name} has no tokenizer that knows a word"):
+            opener(tmp_path / name)
+
+
+def test_damaged_text_files(base: Path, encoder: AirRepEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path / "trained")
+    shutil.copytree(base, tmp_path / "base")
+    for name in ("config.json", "tokenizer.json"):
+        for opener, folder in (
+            (AirRepEncoder.from_base, tmp_path / "base"),
+            (AirRepEncoder.from_pretrained, tmp_path / "trained"),
+        ):
+            whole = (folder / name).read_bytes()
+            for content in (b"[]", b"null", b"{", b'{"added_tokens": [], "model": {}}'):
+                (folder / name).write_bytes(content)
+                with pytest.raises(InputError, match=r"cannot be opened|not an AirRep encoder"):
+                    opener(folder)
+            (folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("limit", "weights"), [(1000, True), (20_000, True), (3000, False)]
+)  # full at the config, the weights, the tokenizer
+def test_a_full_disk_is_an_os_error(
+    encoder: AirRepEncoder, tmp_path: Path, monkeypatch: Any, limit: int, weights: bool
+) -> None:
+    if not weights:
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as failure:
+            encoder.save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (failure.value.errno, failure.value.filename) == (errno.EFBIG, str(tmp_path))
 
 
 def test_remote_code_is_not_run(base: Path, tmp_path: Path) -> None:

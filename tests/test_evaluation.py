@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from planted import Planted, planted_benchmark, planted_methods
+from tiny_models import tiny_encoder
 
 from airrep.attributors import make_attributor
+from airrep.encoder import AirRepEncoder
 from airrep.evaluation import evaluate
 from airrep.examples import InputError
 from airrep.metrics import (
@@ -268,6 +270,20 @@ def test_methods_that_cannot_run_here_are_skipped_with_their_reason(monkeypatch)
     assert "24 of 24 targets have none" in reasons["same_task"]
     assert list(scores) == ["airrep", "random"]
     assert row(results, "airrep")["per_task"] == {}
+
+
+@pytest.mark.parametrize("name", ["airrep", "embedding"])
+def test_a_broken_encoder_is_an_error_and_not_left_out(name, tmp_path):
+    folder = tiny_encoder(tmp_path / "base")
+    if name == "airrep":
+        AirRepEncoder.from_base(folder).save_pretrained(tmp_path / "trained")
+        folder = tmp_path / "trained"
+    methods = {"random": make_attributor("random"), name: make_attributor(name, encoder=folder)}
+    assert list(run(methods, draws=20)[1]) == ["random", name]
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{folder.name} cannot be opened as an encoder"):
+        run(methods, draws=20)
 
 
 def test_without_a_learned_method_or_repeats_there_is_nothing_to_compare():

@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from airrep.examples import InputError
+from airrep.examples import Example, InputError, fingerprint_examples, write_examples
+from airrep.label_files import Shard, shard_bytes
 from airrep.label_store import LabelStore, fingerprint_plan, import_npz
+from airrep.run_folder import RunFolder
 
 PLAN = [np.asarray(rows) for rows in ([0, 1, 2], [1, 3], [2, 4, 5], [0, 5], [3, 4])]
 TARGETS = 4
@@ -297,6 +301,77 @@ def test_a_full_disk_is_named_and_keeps_what_was_finished(
     assert [path.name for path in (store.path / "losses").iterdir()] == ["000000-r0.safetensors"]
 
 
+def test_losses_without_a_manifest_are_not_adopted(store: LabelStore) -> None:
+    store.write(1, losses_of(1))
+    for merge in (lambda: None, store.merge):
+        merge()
+        manifest = (store.path / "manifest.json").read_bytes()
+        (store.path / "manifest.json").unlink()
+        with pytest.raises(InputError, match=r"holds losses \(.*-r0\.\w+\) but no manifest\.json"):
+            make_store(store.path, fingerprint=FINGERPRINT | {"recipe": "e" * 64})
+        assert not (store.path / "manifest.json").exists()
+        (store.path / "manifest.json").write_bytes(manifest)
+        assert_holds(make_store(store.path), [1])
+
+
+def test_a_manifest_that_names_no_plan_is_refused(store: LabelStore) -> None:
+    path = store.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["fingerprint"]["plan"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"is not the plan that manifest\.json names"):
+        LabelStore.open(store.path)
+
+
+def test_shards_have_the_same_bytes_in_every_process() -> None:
+    """Maps of the Rust library have an order of their own, even inside one process."""
+    shard = Shard(np.asarray([12, 3]), np.zeros((2, 4), dtype=np.float32), {12: 1, 3: 2})
+    assert len({shard_bytes(shard) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("attempts", [{"attempts": '{"1": 2}'}, {}])
+def test_earlier_shards_are_read(store: LabelStore, attempts: dict[str, str]) -> None:
+    arrays = {"numbers": np.asarray([1]), "losses": losses_of(1)[None]}
+    about = {"sha256": Shard(**arrays).checksum(), **attempts}
+    path = store.path / "losses" / "000001-r0.safetensors"
+    path.write_bytes(save(arrays, metadata=about))
+    assert_holds(store, [1])
+    assert store.attempts() == ({1: 2} if attempts else {})
+    store.merge()
+    assert_holds(store, [1])
+    assert store.attempts() == ({1: 2} if attempts else {})
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"about": "{"},
+        {"about": "3"},
+        {"about": '{"attempts": {}}'},
+        {"about": '{"sha256": "x", "attempts": [1]}'},
+        {"sha256": "x", "attempts": "{"},
+        {"sha256": "x", "attempts": '{"a": 1}'},
+        {"other": "x"},
+    ],
+)
+def test_a_shard_with_damaged_metadata_is_named(store: LabelStore, about: dict[str, str]) -> None:
+    arrays = {"numbers": np.asarray([1]), "losses": losses_of(1)[None]}
+    (store.path / "losses" / "000001-r0.safetensors").write_bytes(save(arrays, metadata=about))
+    for use in (store.read, store.attempts):
+        with pytest.raises(InputError, match=r"000001-r0\.safetensors is damaged"):
+            use()
+
+
+def test_old_leftovers_go_when_a_store_is_opened_for_writing(store: LabelStore) -> None:
+    old = store.path / "losses" / ".000002-r0.safetensors.17-0123abcd.tmp"
+    new = store.path / "losses" / ".000003-r0.safetensors.17-0123abcd.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    make_store(store.path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 # Several processes, and kills
 
 
@@ -456,3 +531,32 @@ def test_minimix_is_imported(minimix: Path, tmp_path: Path) -> None:
     labels = store.read()
     assert labels.losses.shape == (520, 100)
     assert {len(rows) for rows in labels.subsets} == {500}
+
+
+# The examples of a run
+
+
+def test_labels_are_read_only_with_the_examples_they_are_of(tmp_path: Path) -> None:
+    examples = [Example(str(row), f"prompt {row}", f"response {row}") for row in range(10)]
+    pool, targets = examples[:6], examples[6:]
+    folder = RunFolder(tmp_path)
+    store = make_store(
+        folder.labels("test"),
+        fingerprint={
+            "examples": fingerprint_examples(pool),
+            "targets": fingerprint_examples(targets),
+        },
+    )
+    write_examples(folder.pool_file, pool)
+    write_examples(folder.targets_file("test"), targets)
+    assert folder.read_labelled("test", store) == (pool, targets)
+    changed = replace(pool[2], response="other")
+    for path, right, wrong in (
+        (folder.pool_file, pool, [*pool[:2], changed, *pool[3:]]),
+        (folder.pool_file, pool, pool[::-1]),
+        (folder.targets_file("test"), targets, targets[1:]),
+    ):
+        write_examples(path, wrong)
+        with pytest.raises(InputError, match=f"{path.name} does not hold the examples .* subsets`"):
+            folder.read_labelled("test", store)
+        write_examples(path, right)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ def test_what_diverges_twice_is_missing_and_named_after_the_rest_is_made(
     assert job.store.done(repeat=1) == {0, 1}
 
 
+def test_a_model_that_answers_everything_alike_has_diverged(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=1e30)
+    tuner = make_tuner(save_tiny_lm(tmp_path / "model"), recipe)
+    with pytest.raises(InputError, match="3 of 7 labels are missing: training diverged, twice"):
+        make(new_job(tmp_path / "store"), tuner)
+
+
 def test_a_recipe_that_always_diverges_is_given_up_early(
     tmp_path: Path, tuner: FineTuner, diverging: Callable[[Diverge], None]
 ) -> None:
@@ -137,7 +145,7 @@ def test_a_recipe_that_always_diverges_is_given_up_early(
     assert trained == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/0"])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/0", "²/³", "1/2\n"])
 def test_impossible_shards_are_refused(shard: str) -> None:
     with pytest.raises(InputError, match='give "i/n" with i from 1 to n'):
         parse_shard(shard)

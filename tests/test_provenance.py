@@ -1,7 +1,9 @@
 """Versions, the git revision, and files that are whole or not there."""
 
+import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,42 @@ def test_json_that_cannot_be_finished_leaves_the_old_file(
         provenance.write_json_atomic(path, {"é": 2})
     assert path.read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_old_temporary_files_are_litter(tmp_path: Path) -> None:
+    old = time.time() - 2 * provenance.STALE_SECONDS
+    names = (".x.json.17-0123abcd.tmp", ".x.json.18-0123abcd.tmp", ".notes.tmp", "x.json")
+    for name in names:
+        (tmp_path / name).touch()
+    for name in (names[0], *names[2:]):
+        os.utime(tmp_path / name, (old, old))
+    provenance.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+
+
+def test_the_temporary_file_of_a_killed_writer_is_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            provenance.write_bytes_atomic(tmp_path / "x.json", b"half")
+    [left] = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    provenance.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_disk_error_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="x"), provenance.clear_save_errors(tmp_path):
+        raise KeyError("x")
+    full = RuntimeError("while serializing: I/O error: full (os error 28)")
+    with (
+        pytest.raises(OSError, match="No space left") as failure,
+        provenance.clear_save_errors(tmp_path),
+    ):
+        raise full
+    assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(tmp_path))

@@ -127,7 +127,35 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("x.jsonl", '{"prompt": "p", "response": null}\n', r"line 1 has an empty response"),
         ("x.jsonl", '{"prompt": ["p"], "response": "r"}\n', r"a list in column 'prompt'"),
         ("x.jsonl", '{"prompt": "\\ud800", "response": "r"}\n', r"UTF-8 cannot write in column"),
+        ("x.jsonl", '{"prompt": "p", "response": NaN}\n', r"line 1 has an empty response"),
+        ("x.jsonl", '{"id": [1], "prompt": "p", "response": "r"}\n', r"a list in column 'id'"),
+        *(
+            ("x.jsonl", row + "\n", rf"line 1 has text that UTF-8 cannot write in column '{name}'")
+            for name, row in {
+                "id": '{"id": "\\ud800", "prompt": "p", "response": "r"}',
+                "task": '{"task": "\\ud800", "prompt": "p", "response": "r"}',
+                "meta": '{"meta": {"k": ["\\ud800"]}, "prompt": "p", "response": "r"}',
+                "messages.content": '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+            }.items()
+        ),
+        ("x.jsonl", "[" * 200_000, r"x\.jsonl line 1 is not JSON"),
+        ("x.json", "[" * 200_000, r"x\.json is not JSON"),
+        ("x.json", '{"tags": [], "data": []}', r"x\.json holds no examples"),
+        ("x.csv", "prompt,prompt,response\nno,p,r\n", r"x\.csv has two columns 'prompt'"),
         ("x.jsonl", '{"messages": [{"role": "user"}]}\n', r"messages without role and content"),
+        *(
+            (
+                "x.jsonl",
+                '{"messages": [{"role": "user", "content": "p"}, '
+                f'{{"role": "assistant", "content": {content}}}]}}\n',
+                message,
+            )
+            for content, message in {
+                "null": r"line 1 has an empty response",
+                '[{"text": "r"}]': r"line 1 has a list in column 'messages\.content'",
+                '{"text": "r"}': r"line 1 has a dict in column 'messages\.content'",
+            }.items()
+        ),
         (
             "x.jsonl",
             '{"messages": [{"role": "user", "content": "p"}]}\n',
@@ -151,6 +179,42 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for source in (tmp_path / "no.jsonl", tmp_path / "folder", "./no", "~/no-such-file.csv"):
         with pytest.raises(InputError, match="There is no file .*; check the path"):
             read_examples(source)
+
+
+@pytest.mark.parametrize("source", ["", " ", Path("~nobody-of-this-name/x.jsonl")])
+def test_a_name_that_leads_nowhere_is_refused(source: str | Path) -> None:
+    with pytest.raises(InputError, match=r"is empty; give a file|cannot be found .* whole path"):
+        read_examples(source)
+
+
+def test_nan_is_no_text(tmp_path: Path) -> None:
+    import pandas
+
+    rows = {"prompt": ["p", "p"], "response": [1.5, float("nan")], "task": [float("nan"), 1.0]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="row 2 has an empty response"):
+        read_examples(tmp_path / "x.parquet")
+    path = write_lines(tmp_path / "x.jsonl", {k: v[0] for k, v in rows.items()} | {"id": None})
+    assert read_examples(path) == [Example("row-000000", "p", "1.5")]
+
+
+def test_a_null_turn_before_the_last_is_empty(tmp_path: Path) -> None:
+    turns = [("user", "p"), ("assistant", None), ("assistant", "r")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    [example] = read_examples(write_lines(tmp_path / "x.jsonl", {"messages": messages}))
+    assert example.prompt == "user: p\nassistant: "
+
+
+def test_a_json_object_is_searched_for_a_list_of_examples(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"version": "1", "tags": [], "sizes": [1], "data": ROWS}))
+    assert read_examples(path) == EXPECTED
+
+
+def test_a_csv_field_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"prompt,response,,\np,{'r' * 200_000},,\n")
+    assert len(read_examples(path)[0].response) == 200_000
 
 
 def test_a_folder_without_a_data_set_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from train_in_process import settings_of, train
 from training_task import files_in, planted_examples, planted_labels
 
 import airrep.trainer
-from airrep.checkpoint import newest_checkpoint
+from airrep.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError
 from airrep.holdout import hold_out
@@ -212,6 +213,52 @@ def test_finished_runs_are_read_back(run: Callable[..., TrainResult], tmp_path: 
     assert same(again.encoder.state_dict(), first.encoder.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "train.json",
+            b'{"fingerprint": 3}',
+            r"train\.json cannot be read \('best_step'\); delete",
+        ),
+        ("train.json", b"[]", r"train\.json cannot be read .* delete it to train again"),
+        ("train.json", b"\xff", r"train\.json cannot be read .* delete it to train again"),
+        ("history.jsonl", b'{"step"', r"history\.jsonl cannot be read .* without the curves"),
+    ],
+)
+def test_damaged_files_of_a_finished_run_are_named(
+    run: Callable[..., TrainResult], tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    run(output=tmp_path)
+    about = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        run(output=tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(about | {"fingerprint": 3}))
+    with pytest.raises(InputError, match=r"train\.json does not say which training run it belongs"):
+        run(output=tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Checkpoint(2, {}, {"a/b": torch.zeros(9)}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*step-000004'"):
+            write_checkpoint(tmp_path, Checkpoint(4, {}, {"a/b": torch.zeros(9000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_in(tmp_path) == ["step-000002/state.json", "step-000002/tensors.safetensors"]
+
+
+def test_texts_that_all_look_the_same_are_not_called_divergence(
+    run: Callable[..., TrainResult],
+) -> None:
+    same = [replace(example, prompt="the apple", response="is red") for example in POOL]
+    with pytest.raises(InputError, match="All texts look the same .* check that its tokenizer"):
+        run(replace(QUICK, start_scale=0.3), pool=same)
+
+
 def test_another_run_is_refused(run: Callable[..., TrainResult], tmp_path: Path) -> None:
     run(output=tmp_path)
     with pytest.raises(InputError, match=r"another training run \(learning_rate: 0.003 there, 0.1"):
@@ -238,9 +285,14 @@ def test_a_checkpoint_of_another_run_is_refused(
     train(base, tmp_path, settings_of(0, dropout=False))
     with pytest.raises(InputError, match=r"checkpoints belongs to another .*seed: 0 there, 1 now"):
         train(base, tmp_path, replace(settings_of(0, dropout=False), seed=1))
+    for content in ("{", "[]", "null", "3"):
+        for path in (tmp_path / "checkpoints").glob("*/state.json"):
+            path.write_text(content)
+        with pytest.raises(InputError, match="delete that folder to start again"):
+            train(base, tmp_path, settings_of(0, dropout=False))
     for path in (tmp_path / "checkpoints").glob("*/state.json"):
-        path.write_text("{")
-    with pytest.raises(InputError, match="delete that folder to start again"):
+        path.write_text('{"step": 6}')
+    with pytest.raises(InputError, match="does not say which training run it belongs to; delete"):
         train(base, tmp_path, settings_of(0, dropout=False))
 
 

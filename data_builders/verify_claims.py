@@ -1,0 +1,208 @@
+"""Claims about scores, tried on subsets that nobody has seen before the draw."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airrep.attributors.given import GivenAttributor, GivenScores, read_scores
+from airrep.examples import Example, InputError
+from airrep.label_store import Labels
+from airrep.provenance import hash_files
+from airrep.run_folder import RunFolder
+from airrep.verification import (
+    LEAST,
+    ClaimKind,
+    claim_error,
+    claim_margin,
+    claim_value,
+    is_accepted,
+)
+from data_builders.subsets import make_plan
+
+FILES = (".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class ClaimedScores:
+    """Scores of one method, the file they are in, and what is claimed of them."""
+
+    name: str
+    path: Path
+    given: GivenScores
+    pooling: str
+    claims: Mapping[ClaimKind, float]
+
+    def commitment(self) -> str:
+        """Text that changes when the scores or the claims do."""
+        return f"{self.name} {self.pooling} {dict(self.claims)} {hash_files([self.path])}"
+
+
+def read_claims(
+    folder: RunFolder,
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    methods: str | None,
+    claims: Mapping[ClaimKind, float],
+) -> list[ClaimedScores]:
+    """Scores with what is claimed of them: `claims` of the one method named, or results.json's.
+
+    `methods` a,b,c are names in results.json or files of scores; None is all of results.json,
+    none where there is no such file. Raises InputError for scores of which nothing is claimed,
+    that are not there, or that are of another pool or other targets.
+    """
+    rows = _claimed_rows(folder)
+    names = list(rows) if methods is None else methods.split(",")
+    if claims and len(names) != 1:
+        raise InputError(f"Claims were given for {len(names)} methods; name one with --methods.")
+    found = []
+    for name in names:
+        row = rows.get(name, {})
+        claimed = claims or _claims_of(row)
+        if not claimed:
+            raise InputError(
+                f"Nothing is claimed of {name}, which {folder.results_file} does not hold; give "
+                "what is claimed with --lds, --slope and --gap."
+            )
+        path = Path(name) if name.endswith(FILES) else folder.scores_file(name)
+        given = read_scores(path)
+        given.check_exact(targets, pool)
+        pooling = given.pooling or row.get("pooling", "sum")
+        found.append(ClaimedScores(name, path, given, pooling, claimed))
+    return found
+
+
+def fresh_plan(
+    known: Sequence[np.ndarray], pool_size: int, count: int, seed: int
+) -> list[np.ndarray]:
+    """`count` new subsets of the pool's rows, drawn as the known ones seem to be."""
+    sizes = [len(subset) for subset in known]
+    is_fixed = min(sizes) == max(sizes)
+    return make_plan(
+        range(pool_size),
+        count,
+        size=sizes[0] if is_fixed else None,
+        fraction=None if is_fixed else float(np.mean(sizes)) / pool_size,
+        kind="fixed" if is_fixed else "bernoulli",
+        seed=seed,
+        exclude_plans=[known],
+    )
+
+
+def check_claims(
+    scores: Sequence[ClaimedScores],
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    plan: Sequence[np.ndarray],
+    stored: Labels,
+    fresh: Labels,
+    again: Labels,
+    epsilon: float,
+    confidence: float,
+) -> list[dict[str, Any]]:
+    """A row a claim: what is claimed, what the labels give, and whether it is accepted.
+
+    A claim must hold within `epsilon` on the `stored` labels, as they are, and on the `fresh`
+    ones with the margin that their number leaves. A file of subset scores of the stored `plan`
+    says nothing of fresh subsets: it is tried on stored ones trained `again`, where scores that
+    were fitted to the stored labels cannot be told. All claims together are judged with
+    `confidence`. Raises InputError for fewer than LEAST labels to try a file on.
+    """
+    each = 1 - (1 - confidence) / max(1, sum(len(one.claims) for one in scores))
+    rows = []
+    for one in scores:
+        is_fresh = one.given.scores is not None
+        unseen = fresh if is_fresh else again
+        if len(unseen.subsets) < LEAST:
+            raise InputError(
+                f"{one.path} would be tried on {len(unseen.subsets)} labels; train at least "
+                f"{LEAST} again, with --count."
+            )
+        attributor = GivenAttributor(one.given, one.pooling, plan).fit(pool)
+        pair = [
+            (attributor.score_subsets(targets, labels.subsets), labels)
+            for labels in (stored, unseen)
+        ]
+        rows += [
+            {"method": one.name, "fresh": is_fresh}
+            | _row(one, kind, pair[0], pair[1], len(pool), epsilon, each)
+            for kind in one.claims
+        ]
+    return rows
+
+
+def _row(
+    one: ClaimedScores,
+    kind: ClaimKind,
+    on_stored: tuple[np.ndarray, Labels],
+    on_unseen: tuple[np.ndarray, Labels],
+    pool_size: int,
+    epsilon: float,
+    confidence: float,
+) -> dict[str, Any]:
+    claimed, slope = one.claims[kind], one.claims.get("slope", 1.0)
+    old, new = (
+        (scores, labels.losses, labels.subsets, pool_size, slope)
+        for scores, labels in (on_stored, on_unseen)
+    )
+    stored, measured = claim_value(kind, *old), claim_value(kind, *new)
+    count = len(on_unseen[1].subsets)
+    margin = claim_margin(kind, claim_error(kind, *new), count, confidence)
+    row = {
+        "claim": kind,
+        "claimed": claimed,
+        "stored": stored,
+        "measured": measured,
+        "margin": margin,
+        "subsets": count,
+        "accepted": is_accepted(kind, claimed, stored, epsilon)
+        and is_accepted(kind, claimed, measured, epsilon, margin),
+    }
+    if kind == "slope":
+        residual = claim_value("residual", *new)
+        row |= {"residual": residual, "best_residual": residual - claim_value("gap", *new)}
+    return row
+
+
+def describe_claim(row: Mapping[str, Any]) -> str:
+    """A row of `check_claims` in a line for the terminal."""
+    where = "fresh subsets" if row["fresh"] else "published subsets trained again"
+    residual = ""
+    if "residual" in row:
+        residual = (
+            f" (as a prediction it leaves {row['residual']:.3g} of the variance, the best linear "
+            f"one about {row['best_residual']:.3g})"
+        )
+    return (
+        f"{row['method']}: {row['claim']} {row['claimed']:.3g} claimed, {row['stored']:.3g} on "
+        f"the stored labels, {row['measured']:.3g} ± {row['margin']:.2g} on {row['subsets']} "
+        f"{where}{residual}: {'accepted' if row['accepted'] else 'REJECTED'}"
+    )
+
+
+def _claimed_rows(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    try:
+        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
+        return {row["name"]: row for row in results["methods"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder.results_file} cannot be read as results ({error!r}); "
+            "run `airrep evaluate` again."
+        ) from None
+
+
+def _claims_of(row: Mapping[str, Any]) -> dict[ClaimKind, float]:
+    """What a row of results.json claims."""
+    claims: dict[ClaimKind, float] = {}
+    if "lds" in row:
+        claims["lds"] = row["lds"]
+    if row.get("calibration"):
+        claims["slope"] = row["calibration"]["slope"]
+        if row.get("linear_gap"):
+            claims["gap"] = row["linear_gap"]["share"]
+    return claims

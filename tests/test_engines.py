@@ -30,8 +30,9 @@ def build(name: str) -> tuple[nn.Module, list[TokenizedExample], list[TokenizedE
 def losses(
     name: str, recipe: Recipe, engine: str, subsets: Sequence[np.ndarray] = SUBSETS
 ) -> np.ndarray:
-    tuner = FineTuner(*build(name), recipe, engine=engine)  # type: ignore[arg-type]
+    tuner = FineTuner(*build(name), recipe, engine=engine, most_models=3)  # type: ignore[arg-type]
     assert tuner.engine == engine
+    assert tuner.most_models == (3 if engine == "batched" else 1)
     # Its window of 8 tokens is shorter than a row: packed rows would look back too far.
     too_short = name.startswith("Gemma") and engine != "eager"
     assert [note.split(";")[0] for note in tuner.notes] == too_short * [
@@ -54,7 +55,7 @@ def test_many_models_at_once_train_as_each_does_alone(name: str, train: str) -> 
 
 def test_the_number_of_models_at_once_does_not_matter() -> None:
     subsets = [*SUBSETS, np.asarray([14, 10, 4]), np.asarray([0, 1, 2])]  # fewer steps
-    tuner = FineTuner(*build("Llama"), RECIPE, engine="batched")
+    tuner = FineTuner(*build("Llama"), RECIPE, engine="batched", most_models=5)
 
     def together(numbers: Sequence[int]) -> np.ndarray:
         chosen = [subsets[number] for number in numbers]
@@ -67,7 +68,7 @@ def test_the_number_of_models_at_once_does_not_matter() -> None:
 
 
 def test_a_step_in_parts_is_the_whole_step() -> None:
-    tuner = FineTuner(*build("Llama"), RECIPE, engine="batched")
+    tuner = FineTuner(*build("Llama"), RECIPE, engine="batched", most_models=5)
     subsets = [np.arange(5), np.arange(9)[3:]]  # their last steps have 1 and 2 examples
 
     def run(parts: int, eval_batch: int) -> np.ndarray:
@@ -87,7 +88,7 @@ def test_a_token_that_pads_learns_nothing_where_it_is_read() -> None:
     for engine in ("eager", "batched"):
         model = build("Llama")[0]
         model.model.embed_tokens.padding_idx = padding  # type: ignore[union-attr]
-        tuner = FineTuner(model, pool, targets, recipe, engine=engine)  # type: ignore[arg-type]
+        tuner = FineTuner(model, pool, targets, recipe, engine=engine, most_models=3)  # type: ignore[arg-type]
         found.append(tuner.losses_of(SUBSETS, TARGETS, [np.random.default_rng(0)] * 3))
     np.testing.assert_allclose(*found, atol=2e-4)
 

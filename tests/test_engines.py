@@ -63,7 +63,7 @@ def test_the_number_of_models_at_once_does_not_matter() -> None:
 
     every = together(range(5))
     for numbers in ([0], [1], [3, 4], [4, 2, 0]):
-        np.testing.assert_allclose(together(numbers), every[numbers], atol=1e-5)
+        np.testing.assert_allclose(together(numbers), every[numbers], atol=1e-4)
     np.testing.assert_array_equal(together(range(5)), every)
 
 
@@ -77,7 +77,7 @@ def test_a_step_in_parts_is_the_whole_step() -> None:
 
     whole = run(1, 64)
     for parts, eval_batch in ((2, 3), (4, 1), (8, 64)):
-        np.testing.assert_allclose(run(parts, eval_batch), whole, atol=1e-5)
+        np.testing.assert_allclose(run(parts, eval_batch), whole, atol=1e-4)
 
 
 def test_a_token_that_pads_learns_nothing_where_it_is_read() -> None:
@@ -140,7 +140,7 @@ def test_fewer_models_are_trained_at_once_where_memory_runs_out(
 
     monkeypatch.setattr(FineTuner, "_train", limited)
     generators = [np.random.default_rng(number) for number in range(3)]
-    np.testing.assert_allclose(tuner.losses_of(SUBSETS, TARGETS, generators), expected, atol=1e-5)
+    np.testing.assert_allclose(tuner.losses_of(SUBSETS, TARGETS, generators), expected, atol=1e-4)
     assert (tuner.most_models, tuner.parts, tuner.eval_batch) == (1, 2, 32)
 
     def never(self: FineTuner, plans: Sequence[Sequence[np.ndarray]]) -> None:

@@ -36,8 +36,8 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "k": {
             "type": str,
             "default": None,
-            "help": "numbers or shares of examples: 5,20,5%% (removal), 1 (leave_one_out), "
-            "10%% (selection)",
+            "help": "numbers or shares of examples: 5,20,5% (removal), 1 (leave_one_out), "
+            "10% (selection)",
         },
         "targets": {
             "type": int,
@@ -145,7 +145,7 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "output": (
         str,
         None,
-        "what to write (encode: .safetensors; rank, score: .jsonl; index: folder)",
+        "what to write (encode: .safetensors; rank, score: .jsonl; others: a folder)",
     ),
     "index": (str, None, "index folder; made from --examples when it is not there"),
     "dtype": (str, None, "float32, or float16: half the disk, slower search"),

@@ -130,7 +130,8 @@ def judge(
 ) -> None:
     """Compares methods and files of scores on a benchmark; prints the LDS, best first.
 
-    results.json and the scores are written into `output`, by default the benchmark's folder.
+    results.json and the scores are written into `output`, by default `judged` in the benchmark's
+    folder: what a run found of its own stays.
     """
     from airrep.attributors import make_attributor
     from airrep.benchmark import evaluate_benchmark
@@ -147,7 +148,7 @@ def judge(
         benchmark,
         {name: make_attributor(name, **options.get(name, {})) for name in wanted},
         scores=_named_files(scores or ""),
-        output=output,
+        output=Path(benchmark) / "judged" if output is None else output,
         seed=seed,
         show_progress=True,
     )

@@ -1,6 +1,7 @@
 """What several test files share: tiny models in folders, and where the minimix data lies."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,9 @@ def minimix() -> Path:
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny causal language model and its tokenizer; do not write into it."""
     return save_tiny_lm(tmp_path_factory.mktemp("models") / "tiny-lm")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts() -> None:
+    """Ctrl-C interrupts, even where the tests run in a background that ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

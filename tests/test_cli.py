@@ -560,7 +560,8 @@ def test_a_published_test_set_is_imported(tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert main(["import", "--published", str(tmp_path), "--output", str(output)]) == 0
     assert main(["judge", "--benchmark", str(output)]) == 0
-    assert json.loads((output / "results.json").read_text())["subsets"] == 3
+    assert not (output / "results.json").exists()
+    assert json.loads((output / "judged" / "results.json").read_text())["subsets"] == 3
 
 
 def test_labels_are_verified_by_training_again(

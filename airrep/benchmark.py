@@ -4,7 +4,6 @@ Pool, targets and label stores lie where a run has them (`RunFolder`), so a run 
 benchmark by being described, and a benchmark is trained and evaluated on as a run is.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ import numpy as np
 from airrep.attributor import Attributor
 from airrep.attributors.given import GivenAttributor, read_scores, write_scores
 from airrep.evaluation import evaluate
-from airrep.examples import Example, InputError, fingerprint_examples
-from airrep.label_store import Labels, LabelStore
+from airrep.examples import Example, InputError
+from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
 
@@ -234,31 +233,22 @@ def _read_parts(run: RunFolder) -> _Parts:
     targets = {split: run.read_targets(split) for split in splits}
     stores = {split: run.open_labels(split) for split in splits}
     hashes = {file.name: hash_files([file]) for file in files}
-    hashes |= {store.path.name: _hash_labels(store) for store in stores.values()}
+    hashes |= {
+        store.path.name: fingerprint_labels(store, map(store.read, (0, 1)))
+        for store in stores.values()
+    }
     return _Parts(pool, targets, stores, hashes)
 
 
 def _check_fit(run: RunFolder, parts: _Parts) -> None:
     """Raises InputError unless the labels are of this pool and these targets."""
     for split, store in parts.stores.items():
-        for key, file, examples in (
-            ("examples", run.pool_file, parts.pool),
-            ("targets", run.targets_file(split), parts.targets[split]),
-        ):
-            if store.fingerprint.get(key) != fingerprint_examples(examples):
-                raise InputError(
-                    f"{store.path} holds labels of other examples than those in {file}; put "
-                    "labels and examples of one run together."
-                )
-
-
-def _hash_labels(store: LabelStore) -> str:
-    """sha256 of what the labels are of and what they are, merged into one file or not."""
-    digest = hashlib.sha256(json.dumps(store.fingerprint, sort_keys=True).encode())
-    for repeat in (0, 1):
-        labels = store.read(repeat)
-        digest.update(labels.numbers.tobytes() + labels.losses.tobytes())
-    return digest.hexdigest()
+        file = run.foreign_file(split, store, parts.pool, parts.targets[split])
+        if file is not None:
+            raise InputError(
+                f"{store.path} holds labels of other examples than those in {file}; put "
+                "labels and examples of one run together."
+            )
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -9,8 +9,10 @@ A file is there whole or not at all, so the file names say which labels exist, w
 killed. Any number of processes may write at once.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -261,6 +263,14 @@ class LabelStore:
     def _repeats(self) -> list[int]:
         names = (_SHARD_NAME.fullmatch(path.name) for path in (self.path / "losses").iterdir())
         return sorted({int(match[2]) for match in names if match})
+
+
+def fingerprint_labels(store: LabelStore, labels: Iterable[Labels]) -> str:
+    """sha256 of what a store's labels are of and of some of them, merged into one file or not."""
+    digest = hashlib.sha256(json.dumps(store.fingerprint, sort_keys=True).encode())
+    for read in labels:
+        digest.update(read.numbers.tobytes() + read.losses.tobytes())
+    return digest.hexdigest()
 
 
 def import_npz(

@@ -49,16 +49,25 @@ class RunFolder:
     def read_labelled(self, split: str, store: LabelStore) -> tuple[list[Example], list[Example]]:
         """The pool and a split's targets; raises InputError unless `store` is of these examples."""
         pool, targets = self.read_pool(), self.read_targets(split)
+        file = self.foreign_file(split, store, pool, targets)
+        if file is not None:
+            raise InputError(
+                f"{file} does not hold the examples that the labels in {store.path} are of; "
+                "run `airrep subsets` to write it again."
+            )
+        return pool, targets
+
+    def foreign_file(
+        self, split: str, store: LabelStore, pool: list[Example], targets: list[Example]
+    ) -> Path | None:
+        """The file, of the pool's and the split's targets', that `store` is not of; else None."""
         for key, path, examples in (
             ("examples", self.pool_file, pool),
             ("targets", self.targets_file(split), targets),
         ):
             if store.fingerprint.get(key) != fingerprint_examples(examples):
-                raise InputError(
-                    f"{path} does not hold the examples that the labels in {store.path} are of; "
-                    "run `airrep subsets` to write it again."
-                )
-        return pool, targets
+                return path
+        return None
 
     def open_labels(self, split: str) -> LabelStore:
         """The store of a split; raises InputError naming the command that makes it."""

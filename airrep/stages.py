@@ -4,7 +4,6 @@ Each stage reads the run's folder and adds to it; one that has nothing left to d
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import InputError
 from airrep.label_stages import make_labels
-from airrep.label_store import Labels, LabelStore
+from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions
 from airrep.run_folder import RunFolder
 from airrep.weights import fingerprint_weights, resolve_model
@@ -117,9 +116,6 @@ def _evaluation_inputs(
 ) -> dict[str, Any]:
     """All that decides results.json: hashes of the labels and the encoders, settings, code."""
     folder = RunFolder(Path(config.output))
-    losses = hashlib.sha256()
-    for read in labels:
-        losses.update(read.numbers.tobytes() + read.losses.tobytes())
     return {
         "methods": names,
         "draws": config.evaluate.draws,
@@ -127,7 +123,7 @@ def _evaluation_inputs(
         "device": pick_device(config.device),
         # Of the files: tasks and proponents count too.
         "examples": hash_files([folder.pool_file, folder.targets_file("test")]),
-        "labels": {**store.fingerprint, "losses": losses.hexdigest()},
+        "labels": fingerprint_labels(store, labels),
         "scores": {name: hash_files([Path(path)]) for name, path in config.evaluate.scores.items()},
         "encoders": {
             name: fingerprint_weights(options["encoder"])
@@ -161,7 +157,10 @@ def _read_results(folder: RunFolder) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise _damaged(folder.results_file, str(error)) from None
-    if not isinstance(results, dict) or not results.keys() >= RESULT_KEYS:
+    rows = results.get("methods") if isinstance(results, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _damaged(folder.results_file, "it has no list of methods")
+    if not results.keys() >= RESULT_KEYS or not all(row.keys() >= ROW_KEYS for row in rows):
         raise _damaged(folder.results_file, "keys are missing")
     return results
 

@@ -81,6 +81,11 @@ def load_failure(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $AIRREP_CACHE, or ~/.cache/airrep."""
+    return Path(os.environ.get("AIRREP_CACHE") or Path.home() / ".cache" / "airrep")
+
+
 def plain_weights(path: Path) -> Path:
     """The model as a folder of safetensors: `path` itself, or a GGUF file converted once.
 
@@ -91,7 +96,7 @@ def plain_weights(path: Path) -> Path:
         return path
     from airrep.lm import load_lm
 
-    root = Path(os.environ.get("AIRREP_CACHE") or Path.home() / ".cache" / "airrep")
+    root = cache_folder()
     copy = root / f"{path.stem}-{fingerprint_weights(path)[:16]}"
     if not copy.is_dir():
         model, tokenizer = load_lm(path)

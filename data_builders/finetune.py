@@ -177,9 +177,7 @@ class FineTuner:
         )
 
         def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
-            examples = self.pool_size + target_rows[rows]
-            batch = self._batch([examples], packs=False).repeat(self.models)
-            self._token_losses(examples, batch)
+            batch, _ = self._target_losses(target_rows[rows])
             missed = likeliest.pop().view_as(batch.tokens) != batch.tokens
             return batch, missed.float()
 
@@ -195,12 +193,17 @@ class FineTuner:
         return 1 if self.stack is None else len(self.trained[0])
 
     def _measure(self, target_rows: np.ndarray) -> np.ndarray:
-        def compute(rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
-            examples = self.pool_size + target_rows[rows]
-            batch = self._batch([examples], packs=False).repeat(self.models)
-            return batch, self._token_losses(examples, batch)
+        return mean_losses(
+            self.target_lengths[target_rows],
+            self.eval_batch,
+            lambda rows: self._target_losses(target_rows[rows]),
+        )
 
-        return mean_losses(self.target_lengths[target_rows], self.eval_batch, compute)
+    def _target_losses(self, target_rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
+        """A batch of some targets for each model, and its token losses (K, R)."""
+        rows = self.pool_size + target_rows
+        batch = self._batch([rows], packs=False).repeat(self.models)
+        return batch, self._token_losses(rows, batch)
 
     def _train(self, plans: Sequence[Sequence[np.ndarray]]) -> None:
         """Trains a model on each plan: the pool rows of every step."""

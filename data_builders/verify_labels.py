@@ -1,11 +1,9 @@
 """Labels of a store, trained again from a draw that its maker could not foresee."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +19,7 @@ from airrep.verification import (
     forged_bound,
     is_reproduced,
 )
-from airrep.weights import fingerprint_weights, resolve_model
+from airrep.weights import cache_folder, fingerprint_weights, resolve_model
 from data_builders.finetune import FineTuner
 from data_builders.labels import LabelJob, make_labels
 from data_builders.recipes import Recipe
@@ -66,7 +64,7 @@ class Retrainer:
         self.tuner = cache(lambda: load_tuner(pool, targets))
         self.show_progress = show_progress
         self.made = 0
-        root = Path(os.environ.get("AIRREP_CACHE") or Path.home() / ".cache" / "airrep")
+        root = cache_folder()
         folder = _sha256(str(store.path.resolve()) + self._digest(store.subsets))
         self.work = root / "verification" / folder[:16]
 

@@ -285,6 +285,7 @@ def test_charts_follow_the_colour_scheme(opened: Browser) -> None:
         "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
     )
     opened.wait(f"{read} !== {json.dumps(light)}")
+    assert opened.run(read) != light
 
 
 def test_a_narrow_screen_stacks_and_does_not_scroll_sideways(browser: Browser, page: str) -> None:

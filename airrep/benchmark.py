@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from airrep.attributor import Attributor
-from airrep.attributors.given import GivenAttributor, read_scores, write_scores
+from airrep.attributors.given import GivenAttributor
 from airrep.evaluation import evaluate
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
+from airrep.score_files import read_scores, write_scores
 
 FORMAT = 1
 FILE = "benchmark.json"
 LOSS = "mean cross-entropy over the response's tokens, in nats"
-_AGAIN = "describe the folder again with `airrep benchmark`"
+_AGAIN = "describe the folder again with `airrep benchmark make`"
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path.parent} is not a benchmark (it has no {FILE}); make a run's folder one with "
-            "`airrep benchmark`."
+            "`airrep benchmark make`."
         ) from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {_AGAIN}.") from None

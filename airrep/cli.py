@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airrep import __version__
 from airrep.cli_flags import QUERY_FLAGS, STAGE_FLAGS
 
+JUDGE = "judge"  # `evaluate --benchmark`, which is how it is documented
 # All else is imported inside `main`: it takes seconds, in which Ctrl-C may come.
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -55,9 +56,22 @@ _STAGES = {
         "make the labels, and describe the folder as a benchmark to share",
     ),
     "train": ("airrep.stages:train", "train the encoder on the labels"),
+    "warm-up": (
+        "airrep.label_stages:warm_up",
+        "train the language model on the whole pool, where gradient methods take their gradients",
+    ),
+    "tune": (
+        "airrep.stages:tune",
+        "choose methods' parameters on held-out training labels, the same number of trials each",
+    ),
     "evaluate": (
         "airrep.stages:evaluate",
-        "compare attribution methods by LDS on held-out subsets and targets",
+        "compare attribution methods by LDS on held-out subsets and targets; with --benchmark DIR, "
+        "methods and files of scores on any benchmark",
+    ),
+    "learning-curve": (
+        "airrep.stages:learning_curve",
+        "train on parts of the training labels, judged on held-out ones: would more labels help",
     ),
     "report": ("airrep.stages:report", "write results.json as one self-contained page"),
     "intervene": (
@@ -66,7 +80,7 @@ _STAGES = {
     ),
     "verify": (
         "airrep.label_stages:verify",
-        "train drawn labels again and try scores on fresh subsets: are the claims true?",
+        "train drawn labels again and try scores on fresh subsets, to see if claims are true",
     ),
 }
 _QUERIES = {
@@ -78,7 +92,7 @@ _QUERIES = {
         "a local page: what helps and harms a target, listed or typed",
     ),
     "score": ("airrep.queries:score", "rank candidate training sets by how much they help targets"),
-    "judge": (
+    JUDGE: (
         "airrep.queries:judge",
         "compare an encoder, methods and files of scores on a benchmark",
     ),
@@ -91,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    given = _in_our_words([argument for argument in given if argument != "--debug"])
     try:
         return _answer(given, debug)
     except KeyboardInterrupt:
@@ -100,6 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+
+
+def _in_our_words(given: list[str]) -> list[str]:
+    """`benchmark make` is the stage benchmark; `evaluate --benchmark` needs no configuration."""
+    if given[:2] == ["benchmark", "make"]:
+        return ["benchmark", *given[2:]]
+    if given[:1] == ["evaluate"] and any(a.split("=")[0] == "--benchmark" for a in given):
+        return [JUDGE, *given[1:]]
+    return given
 
 
 def _answer(given: Sequence[str], debug: bool) -> int:
@@ -150,12 +173,13 @@ def make_parser(command: str) -> ArgumentParser:
             _add_stage_flags(stage, name)
         commands.add_subcommand(name, stage, help=what)
     for name, (function, what) in _QUERIES.items():
+        shown = "evaluate --benchmark DIR" if name == JUDGE else name
         query = ArgumentParser(
-            exit_on_error=False, allow_abbrev=False, description=f"airrep {name}: {what}."
+            exit_on_error=False, allow_abbrev=False, description=f"airrep {shown}: {what}."
         )
         if name == command:
             _add_query_flags(query, function)
-        commands.add_subcommand(name, query, help=what)
+        commands.add_subcommand(name, query, help=f"means {shown}" if name == JUDGE else what)
     return parser
 
 
@@ -233,8 +257,9 @@ def _parser_sentence(text: str) -> str:
     if lacks:
         names = lacks[1].split(", ")
         owner = key or names[0].partition(".")[0]
-        wanted = ", ".join(name.rpartition(".")[2] for name in names)
-        return f"{owner} needs {wanted}; give a flag or a line of the config file for each."
+        wanted = [name.rpartition(".")[2] for name in names]
+        flags = ", ".join(f"--{key}.{name}" if key else f"--{name}" for name in wanted)
+        return f"{owner} needs {', '.join(wanted)}; give {flags}, or a line in the config file."
     found = re.search(r"(?:Got|Given) value: (.+)", text)
     if not key or not found:
         return re.sub(r'Parser key "([\w.]+)":\s*', r"\1: ", text)

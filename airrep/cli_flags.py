@@ -15,6 +15,12 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "train on a Ray cluster: auto (the one this machine is in), local (a new one "
             "of this machine alone) or HOST:PORT",
         },
+        "mirror": {
+            "type": str,
+            "default": None,
+            "help": "a copy of the labels behind any fsspec URL (s3://bucket/run), for workers "
+            "without a common disk: what is there is not made again, what is made goes there",
+        },
         "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
     },
     "benchmark": {
@@ -131,6 +137,34 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "repeats the draws of an earlier verification.json",
         },
     },
+    "learning-curve": {
+        "counts": {
+            "type": str,
+            "default": None,
+            "help": "a,b,c: numbers of training labels; when not given, all that are not held "
+            "out, a half, a quarter and an eighth of them",
+        },
+        "seeds": {
+            "type": int,
+            "default": 3,
+            "help": "trainings at each number, each on another part of the labels",
+        },
+    },
+    "warm-up": {
+        "checkpoints": {
+            "type": int,
+            "default": 1,
+            "help": "models to keep, at equal distances (tracin, trak and less use them all)",
+        },
+        "moments": {
+            "action": "store_true",
+            "help": "keep Adam's moments too, which less then uses",
+        },
+    },
+    "tune": {
+        "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
+        "trials": {"type": int, "default": 12, "help": "settings to try, the same for each method"},
+    },
     "evaluate": {
         "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
     },
@@ -159,6 +193,12 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "licence": (str, "", "the licence of the examples"),
     "top-k": (int, 10, "how many examples of either end"),
     "batch-size": (int, 64, "examples encoded together"),
+    "columns": (
+        str,
+        None,
+        "names of columns in these files that are not recognised: prompt=text,response=answer; "
+        "id and task too",
+    ),
     "device": (str, "auto", "auto, cpu, cuda, cuda:1, ..."),
     "seed": (int, 0, "decides the bootstrap and the method `random`"),
 }

@@ -114,11 +114,27 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
+class DistilConfig:
+    """What the encoder learns before the labels: another method's scores of the training targets.
+
+    Args:
+        teacher: a method's name (`airrep tune` may have chosen its parameters), or a file of
+            scores as `evaluate.scores` takes them.
+        steps: most updates; the other settings are those of `train`.
+    """
+
+    teacher: str
+    steps: int = 100
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared, and how.
 
     Args:
-        methods: attribution methods: airrep, embedding, bm25, tfidf, same_task, random.
+        methods: attribution methods by name; `airrep evaluate --help` lists them.
+        params: parameters of methods by name, such as {logra: {projection_rank: 8, layers: mlp}};
+            they go before those that `airrep tune` chose.
         scores: scores of outside tools, name: .npy or .safetensors file; see docs/files.md.
         draws: bootstrap resamples of the intervals.
     """
@@ -126,6 +142,7 @@ class EvaluateConfig:
     methods: list[str] = field(
         default_factory=lambda: ["airrep", "embedding", "bm25", "tfidf", "same_task", "random"]
     )
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, str] = field(default_factory=dict)
     draws: int = 1000
 
@@ -146,6 +163,7 @@ class RunConfig:
         recipe: how the language model is fine-tuned on one subset.
         engine: how that is computed.
         imported: labels made before, in place of making them.
+        distil: scores of another method that the encoder learns first.
         train: how the encoder is trained.
         evaluate: which methods are compared.
     """
@@ -161,6 +179,7 @@ class RunConfig:
     recipe: Recipe = Recipe()
     engine: EngineConfig = EngineConfig()
     imported: ImportConfig | None = None
+    distil: DistilConfig | None = None
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -218,6 +237,9 @@ def check_run(config: RunConfig, computes: bool = True) -> None:
         if value is not None and value < least:
             raise InputError(f"{name} is {value}; give at least {least}.")
     check_methods(config.evaluate.methods)
+    check_methods(list(config.evaluate.params))
+    if config.distil is not None and config.distil.steps < 1:
+        raise InputError(f"distil.steps is {config.distil.steps}; give at least 1.")
     config.recipe.check()
     try:
         check_settings(config.train)

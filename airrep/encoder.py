@@ -1,6 +1,6 @@
 """The AirRep encoder: any text encoder, mean pooling over tokens, one linear layer on top."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -168,6 +168,52 @@ class AirRepEncoder(PreTrainedModel):
             nn.init.zeros_(self.projector.bias)
         else:
             super()._init_weights(module)
+
+
+def add_lora(encoder: AirRepEncoder, rank: int, seed: int) -> None:
+    """Puts adapters of a rank (arXiv 2106.09685) on every linear layer of the base, in place.
+
+    They change nothing until they are trained; the parameters that train have "lora_" in their
+    names. `merge_lora` ends it. Raises InputError where the base has no layer for them.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    # peft draws from the global generator, which is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted: Any = get_peft_model(encoder.base, config)
+        except ValueError as error:
+            raise InputError(
+                f"LoRA cannot be put on {type(encoder.base).__name__} ({error}); leave lora_rank "
+                "out."
+            ) from error
+    encoder.base = adapted
+
+
+def merge_lora(encoder: AirRepEncoder) -> None:
+    """Adds what the adapters have learned to the weights and takes them off: a plain encoder."""
+    adapted: Any = encoder.base
+    encoder.base = adapted.merge_and_unload()
+    for parameter in encoder.base.parameters():
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def training_mode(
+    encoder: AirRepEncoder, trained: Mapping[str, nn.Parameter], dropout: bool
+) -> Iterator[None]:
+    """Inside, only `trained` (by name) takes gradients, and dropout is on or off."""
+    wanted = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name in trained)
+    encoder.train(dropout)
+    try:
+        yield
+    finally:
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(wanted[name])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from airrep.attributor import POOLINGS, Attributor, NotApplicableError, check_subsets
 from airrep.evaluation_rows import (
+    GIVEN,
     Benchmark,
     MethodRun,
     comparison_rows,
@@ -51,8 +52,9 @@ def evaluate(
     subsets together; all methods share the resamples, so differences are paired. Results hold
     only finite JSON; what is not known is null. Scores are (targets, pool), higher = more
     helpful. A method that cannot run here (no tasks, a package that is not installed) is listed
-    under "skipped" with its reason. Seconds leave out first-use costs such as imports; what went
-    into a method before (labels, training) is `prepare_seconds`, by name, where it is known.
+    under "skipped" with its reason. Seconds leave out first-use costs such as imports, and given
+    scores have none; what went into a method before (labels, training) is `prepare_seconds`, by
+    name, where it is known.
 
     Raises InputError when labels, pool and targets do not belong together, when a method fails
     (its encoder is damaged), and when no method can run.
@@ -150,6 +152,7 @@ def _run(
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)
     lds, constant = lds_per_target(pooled[attributor.pooling], losses)
     fit_seconds = max(fitted - start, 1e-9)
+    is_timed = attributor.name != GIVEN
     return MethodRun(
         name=name,
         attributor=attributor,
@@ -157,9 +160,9 @@ def _run(
         subset_scores=pooled,
         lds=lds,
         constant_targets=constant,
-        fit_seconds=fit_seconds,
-        score_seconds=scored - fitted,
-        examples_per_second=len(pool) / fit_seconds,
+        fit_seconds=fit_seconds if is_timed else None,
+        query_seconds=(scored - fitted) / len(targets) if is_timed else None,
+        examples_per_second=len(pool) / fit_seconds if is_timed else None,
     )
 
 

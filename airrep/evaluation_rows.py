@@ -28,6 +28,8 @@ from airrep.metrics import (
 )
 
 LEARNED = "airrep"  # the method the others are baselines of
+GIVEN = "given"  # scores of an outside tool: reading them says nothing of what they cost
+NOTICEABLE = 1.2  # rates closer than this factor may be one rate, measured twice
 RECALL_AT = (1, 5, 10, 50)
 NDCG_AT = 10
 
@@ -44,7 +46,10 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """What one method gave: scores (T, N), subset scores (T, M) by pooling, LDS (T,), seconds."""
+    """What one method gave: scores (T, N), subset scores (T, M) by pooling, LDS (T,), seconds.
+
+    Seconds and rates of given scores are None: what they cost elsewhere is not known.
+    """
 
     name: str
     attributor: Attributor
@@ -52,9 +57,9 @@ class MethodRun:
     subset_scores: dict[str, np.ndarray]
     lds: np.ndarray
     constant_targets: int
-    fit_seconds: float
-    score_seconds: float
-    examples_per_second: float
+    fit_seconds: float | None
+    query_seconds: float | None
+    examples_per_second: float | None
 
     @property
     def own_subset_scores(self) -> np.ndarray:
@@ -107,8 +112,10 @@ def method_row(
         ),
         "fit_seconds": run.fit_seconds,
         "examples_per_second": run.examples_per_second,
-        "query_seconds": run.score_seconds / len(benchmark.targets),
-        "bytes_per_example": run.attributor.bytes_per_example,
+        "query_seconds": run.query_seconds,
+        "bytes_per_example": (
+            None if run.attributor.name == GIVEN else run.attributor.bytes_per_example
+        ),
         "retrieval": _retrieval(run.scores, benchmark.pool, benchmark.targets),
         "mislabel": _mislabel(run.scores, benchmark.pool),
         "per_task": _per_task(run.lds, benchmark.targets),
@@ -126,19 +133,24 @@ def preparation(
 ) -> dict[str, Any]:
     """Seconds before a method fits anything, and the pool size where that has paid for itself.
 
-    `break_even_examples` is by name of every slower method that is no oracle; null where the
-    seconds are not known.
+    `break_even_examples` is by name of every clearly slower method that is no oracle; null where
+    the seconds are not known.
     """
-    if prepare_seconds is None:
-        return {"prepare_seconds": None, "break_even_examples": None}
-    sizes = {
-        other.name: break_even(prepare_seconds, run.examples_per_second, other.examples_per_second)
+    rate = run.examples_per_second
+    if prepare_seconds is None or rate is None:
+        return {"prepare_seconds": prepare_seconds, "break_even_examples": None}
+    slower = {
+        other.name: other.examples_per_second
         for other in runs
         if not other.attributor.oracle
+        and other.examples_per_second is not None
+        and other.examples_per_second * NOTICEABLE < rate
     }
     return {
-        "prepare_seconds": float(prepare_seconds),
-        "break_even_examples": {name: size for name, size in sizes.items() if size is not None},
+        "prepare_seconds": prepare_seconds,
+        "break_even_examples": {
+            name: break_even(prepare_seconds, rate, other) for name, other in slower.items()
+        },
     }
 
 

@@ -14,7 +14,7 @@ from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.explore_server import HOST, make_server
 from airrep.index import EmbeddingIndex
-from airrep.reading import iter_examples, read_examples
+from airrep.reading import iter_examples, parse_columns, read_examples
 from airrep.weights import fingerprint_weights, resolve_model
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ def build_index(
     batch_size: int = 64,
     dtype: str | None = None,
     device: str = "auto",
+    columns: str | None = None,
 ) -> None:
     """Writes the folder `output`: embeddings and texts of a pool, for `explore`. Prints where.
 
     Goes on where an earlier call was stopped. `dtype` "float16" halves the file of embeddings.
     """
     model, fingerprint = _open_encoder(encoder, pick_device(device))
-    index = _build(output, model, fingerprint, examples, batch_size, dtype)
+    index = _build(output, model, fingerprint, examples, batch_size, columns, dtype)
     print(f"{output}: {len(index):,} embeddings of {index.embeddings.shape[1]} numbers")
 
 
@@ -49,6 +50,7 @@ def explore(
     port: int = 8000,
     batch_size: int = 64,
     device: str = "auto",
+    columns: str | None = None,
 ) -> None:
     """Serves a page over an index on this machine only, until Ctrl-C.
 
@@ -62,12 +64,12 @@ def explore(
         raise InputError(f"explore got top_k = {top_k}; ask for at least one example.")
     if index is None and examples is None:
         raise InputError("explore needs --index (a folder) or --examples (the pool); give one.")
-    listed = [] if targets is None else read_examples(targets)
+    listed = [] if targets is None else read_examples(targets, parse_columns(columns))
     model, fingerprint = _open_encoder(encoder, pick_device(device))
     with TemporaryDirectory() as passing:
         if examples is not None:
             folder = passing if index is None else index
-            opened = _build(folder, model, fingerprint, examples, batch_size)
+            opened = _build(folder, model, fingerprint, examples, batch_size, columns)
         else:
             opened = EmbeddingIndex.open(str(index))
             opened.check_encoder(fingerprint, encoder)
@@ -160,12 +162,13 @@ def _build(
     fingerprint: str,
     examples: str,
     batch_size: int,
+    columns: str | None,
     dtype: str | None = None,
 ) -> EmbeddingIndex:
     return EmbeddingIndex.build(
         folder,
         model,
-        iter_examples(examples),
+        iter_examples(examples, parse_columns(columns)),
         fingerprint=fingerprint,
         source=examples,
         dtype=dtype,

@@ -11,6 +11,8 @@ from airrep.label_store import Labels
 from airrep.objectives import standardise_labels
 from airrep.train_settings import TrainSettings
 
+# Fewer held-out labels than these choose a step by chance as much as by quality.
+LEAST_SUBSETS, LEAST_TARGETS = 8, 5
 SPLIT = 1  # keeps the split's random numbers apart from those of the steps
 
 
@@ -69,6 +71,38 @@ def hold_out(labels: Labels, settings: TrainSettings) -> Holdout:
     # Without held-out targets, the held-out subsets are judged on the training ones.
     judged = held_targets if len(held_targets) else train_targets
     return Holdout(train_subsets, held_subsets, train_targets, judged)
+
+
+def held_out_labels(labels: Labels, settings: TrainSettings) -> tuple[np.ndarray, Labels]:
+    """What training with these settings never takes a gradient of: rows of targets, and labels.
+
+    To fit what is chosen after training: losses are (held-out targets, held-out subsets). Raises
+    InputError where nothing is held out.
+    """
+    split = hold_out(labels, settings)
+    if not len(split.held_subsets):
+        raise InputError(
+            "validation_subsets is 0, so no label is held out; give a share, such as 0.2."
+        )
+    columns = split.held_subsets
+    return split.held_targets, Labels(
+        [labels.subsets[column] for column in columns],
+        labels.losses[np.ix_(split.held_targets, columns)],
+        labels.numbers[columns],
+    )
+
+
+def few_held_out(split: Holdout) -> str | None:
+    """A sentence to warn with where the held-out labels are too few to choose a step by."""
+    subsets, targets = len(split.held_subsets), len(split.held_targets)
+    if subsets == 0 or (subsets >= LEAST_SUBSETS and targets >= LEAST_TARGETS):
+        return None
+    return (
+        f"The step is chosen on {subsets} held-out subsets and {targets} targets, which is little: "
+        f"hold out at least {LEAST_SUBSETS} and {LEAST_TARGETS} (make more labels, or raise "
+        "validation_subsets and validation_targets), or set validation_subsets to 0 to take the "
+        "last step"
+    )
 
 
 def training_labels(labels: Labels, settings: TrainSettings) -> tuple[Holdout, np.ndarray, int]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from safetensors.numpy import save
 
 from airrep.examples import InputError
 
+_SHARD_NAME = re.compile(r"(\d{6,})-r(\d+)\.safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -24,21 +26,34 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Shard:
     """Losses (labels, targets) float32 of the subsets `numbers` (labels,) int64.
 
-    `attempts` counts, by number, the trainings that had diverged before this one.
+    `attempts` counts, by number, the trainings that had diverged before this one; `seconds` is
+    what making a label took, where that is known.
     """
 
     numbers: np.ndarray
     losses: np.ndarray
     attempts: Mapping[int, int] = field(default_factory=dict)
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     def checksum(self) -> str:
         return _checksum(self.numbers, self.losses)
 
 
+def shard_name(number: int, repeat: int) -> str:
+    """The file name of one label: a subset's number and its repeat."""
+    return f"{number:06d}-r{repeat}.safetensors"
+
+
+def parse_shard_name(name: str) -> tuple[int, int] | None:
+    """(number, repeat) of a file name; None for any other file (leftovers of a kill, merged)."""
+    match = _SHARD_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def shard_bytes(shard: Shard) -> bytes:
     """A safetensors file that carries its own checksum."""
     arrays = {"numbers": shard.numbers, "losses": np.ascontiguousarray(shard.losses)}
-    about = {"sha256": shard.checksum(), "attempts": shard.attempts}
+    about = {"sha256": shard.checksum(), "attempts": shard.attempts, "seconds": shard.seconds}
     # One key: safetensors writes several in an order of its own, another in every process.
     return save(arrays, metadata={"about": json.dumps(about, sort_keys=True)})
 
@@ -56,8 +71,8 @@ def read_shard(path: Path, target_count: int) -> Shard | None:
     """A shard, None when there is no such file; raises InputError when it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            sha256, attempts = _read_about(file.metadata() or {})
-            shard = Shard(file.get_tensor("numbers"), file.get_tensor("losses"), attempts)
+            sha256, attempts, seconds = _read_about(file.metadata() or {})
+            shard = Shard(file.get_tensor("numbers"), file.get_tensor("losses"), attempts, seconds)
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,14 +84,19 @@ def read_shard(path: Path, target_count: int) -> Shard | None:
     return shard
 
 
-def _read_about(metadata: Mapping[str, str]) -> tuple[str, dict[int, int]]:
-    """The checksum and the attempts, by number, that a shard names."""
+def _read_about(metadata: Mapping[str, str]) -> tuple[str, dict[int, int], dict[int, float]]:
+    """The checksum, and the attempts and the seconds by number, that a shard names."""
     if "about" in metadata:
         about = json.loads(metadata["about"])
         sha256, attempts = about["sha256"], about["attempts"]
     else:  # as earlier shards have it
+        about = {}
         sha256, attempts = metadata["sha256"], json.loads(metadata.get("attempts", "{}"))
-    return sha256, {int(number): int(count) for number, count in attempts.items()}
+    return (
+        sha256,
+        {int(number): int(count) for number, count in attempts.items()},
+        {int(number): float(spent) for number, spent in about.get("seconds", {}).items()},
+    )
 
 
 def fingerprint_plan(subsets: Sequence[np.ndarray]) -> str:

@@ -59,7 +59,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def check_same(
-    path: Path,
+    path: Path | str,
     manifest: Mapping[str, Any],
     fingerprint: Mapping[str, str],
     target_count: int,

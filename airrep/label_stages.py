@@ -12,6 +12,7 @@ import numpy as np
 from airrep.config import RunConfig
 from airrep.device import pick_device
 from airrep.examples import Example, TokenizedExample, lm_template, tokenize_examples
+from airrep.label_mirror import LabelMirror
 from airrep.label_store import LabelStore
 from airrep.weights import plain_weights, resolve_model
 from data_builders.run_data import SPLITS, RunData, create_stores, read_run_data
@@ -39,20 +40,27 @@ def _prepare(config: RunConfig) -> tuple[RunData, dict[str, LabelStore]]:
 
 
 def make_labels(
-    config: RunConfig, shard: str = "1/1", merge: bool = False, ray: str | None = None
+    config: RunConfig,
+    shard: str = "1/1",
+    merge: bool = False,
+    ray: str | None = None,
+    mirror: str | None = None,
 ) -> None:
     """Fine-tunes the language model on every subset that has no label yet.
 
-    `ray` is auto, local or HOST:PORT: a Ray cluster trains instead of this process.
+    `ray` is auto, local or HOST:PORT: a Ray cluster trains instead of this process. Labels at the
+    fsspec URL `mirror` are taken and not made again; those made here go there.
     """
     from data_builders.labels import LabelJob
     from data_builders.labels import make_labels as make
 
     data, stores = _prepare(config)
     train, test = data.targets["train"], data.targets["test"]
+    mirrors = {split: _mirror(store, mirror, split) for split, store in stores.items()}
+    test_rows = len(train) + np.arange(len(test))
     jobs = [
-        LabelJob(stores["train"], np.arange(len(train))),
-        LabelJob(stores["test"], len(train) + np.arange(len(test)), config.subsets.repeats),
+        LabelJob(stores["train"], np.arange(len(train)), mirror=mirrors["train"]),
+        LabelJob(stores["test"], test_rows, config.subsets.repeats, mirrors["test"]),
     ]
     if config.imported is not None:
         jobs = []  # whatever is missing in imported labels stays missing
@@ -67,6 +75,8 @@ def make_labels(
         from data_builders.cluster import make_labels_on_ray
 
         made = make_labels_on_ray(jobs, tuner, config.lm, config.seed, ray, config.device, shard)
+    for copy in filter(None, mirrors.values()):
+        copy.sync()  # others have gone on meanwhile
     if merge:
         for store in stores.values():
             store.merge()
@@ -74,6 +84,15 @@ def make_labels(
         print(f"{split} labels: {len(store.done())} of {len(store.subsets)} are there")
     again = len(stores["test"].done(repeat=1))
     print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
+
+
+def _mirror(store: LabelStore, url: str | None, split: str) -> LabelMirror | None:
+    """The mirror of a split's labels, with what it has taken over; None without a URL."""
+    if url is None:
+        return None
+    mirror = LabelMirror(store, f"{url.rstrip('/')}/{split}_labels")
+    print(f"{mirror.url}: {mirror.sync()} labels taken from there")
+    return mirror
 
 
 def benchmark(
@@ -178,6 +197,14 @@ def verify(config: RunConfig, **settings: Any) -> bool:
     from data_builders.verify import verify as run
 
     return run(config, VerifySettings(**settings), _tuner_loader(config))["accepted"]
+
+
+def warm_up(config: RunConfig, checkpoints: int = 1, moments: bool = False) -> None:
+    """Trains the language model on the whole pool: gradient methods take their gradients there."""
+    from data_builders.warm_up import warm_up as run
+
+    _prepare(config)
+    print(f"{run(config, checkpoints, moments)}: the warm-up model")
 
 
 def _tuner_loader(

@@ -11,7 +11,6 @@ killed. Any number of processes may write at once.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +26,18 @@ from airrep.label_files import (
     fingerprint_plan,
     folder_lock,
     is_whole,
+    parse_shard_name,
     plan_bytes,
     read_npz,
     read_plan,
     read_shard,
     shard_bytes,
+    shard_name,
 )
 from airrep.label_manifest import check_same, read_manifest, refuse_losses, write_manifest
 from airrep.provenance import remove_leftovers, write_bytes_atomic
 
 __all__ = ["LabelStore", "Labels", "fingerprint_plan", "import_npz"]
-
-_SHARD_NAME = re.compile(r"(\d{6,})-r(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,18 @@ class LabelStore:
     def target_count(self) -> int:
         return int(self.manifest["target_count"])
 
-    def write(self, number: int, losses: ArrayLike, repeat: int = 0, attempt: int = 0) -> None:
+    def write(
+        self,
+        number: int,
+        losses: ArrayLike,
+        repeat: int = 0,
+        attempt: int = 0,
+        seconds: float | None = None,
+    ) -> None:
         """Stores the losses (targets,) of one subset; writing a label again replaces it.
 
-        `attempt` counts the trainings that had diverged before this one.
+        `attempt` counts the trainings that had diverged before this one; `seconds` is what all of
+        them took, where that is known.
 
         Raises InputError for a number outside the plan, a wrong length, losses that are not
         finite (NotFiniteError), and a full disk.
@@ -157,7 +164,8 @@ class LabelStore:
                 "the learning rate or check those targets. Nothing was stored for it."
             )
         attempts = {number: attempt} if attempt else {}
-        shard = Shard(np.asarray([number], dtype=np.int64), values[None, :], attempts)
+        spent = {} if seconds is None else {number: seconds}
+        shard = Shard(np.asarray([number], dtype=np.int64), values[None, :], attempts, spent)
         with clear_disk_errors(self.path):
             write_bytes_atomic(self._shard_path(number, repeat), shard_bytes(shard))
 
@@ -178,13 +186,24 @@ class LabelStore:
 
     def attempts(self, repeat: int = 0) -> dict[int, int]:
         """By number, how many trainings had diverged before the label that is there; not 0."""
-        found: dict[int, int] = {}
+        return self._notes(repeat)[0]
+
+    def seconds(self, repeat: int = 0) -> dict[int, float]:
+        """By number, what making the label that is there took, where that is known."""
+        return self._notes(repeat)[1]
+
+    def _notes(self, repeat: int) -> tuple[dict[int, int], dict[int, float]]:
+        attempts: dict[int, int] = {}
+        seconds: dict[int, float] = {}
         for path in (self._merged_path(repeat), *self._shard_paths(repeat).values()):
             shard = read_shard(path, self.target_count)
             if shard is not None:
-                found = {n: c for n, c in found.items() if n not in shard.numbers}
-                found |= shard.attempts
-        return found
+                for number in shard.numbers.tolist():
+                    attempts.pop(number, None)
+                    seconds.pop(number, None)
+                attempts |= shard.attempts
+                seconds |= shard.seconds
+        return attempts, seconds
 
     def read(self, repeat: int = 0) -> Labels:
         """The labels that exist, in plan order; raises InputError naming a damaged file."""
@@ -221,7 +240,7 @@ class LabelStore:
     def _write_merged(self, repeat: int, rows: Mapping[int, np.ndarray]) -> None:
         numbers = np.asarray(sorted(rows), dtype=np.int64)
         losses = np.stack([rows[number] for number in numbers.tolist()])
-        shard = Shard(numbers, losses, self.attempts(repeat))
+        shard = Shard(numbers, losses, *self._notes(repeat))
         write_bytes_atomic(self._merged_path(repeat), shard_bytes(shard))
 
     def _read_rows(self, repeat: int) -> dict[int, np.ndarray]:
@@ -249,20 +268,21 @@ class LabelStore:
         return self.path / "losses" / f"merged-r{repeat}.safetensors"
 
     def _shard_path(self, number: int, repeat: int) -> Path:
-        return self.path / "losses" / f"{number:06d}-r{repeat}.safetensors"
+        return self.path / "losses" / shard_name(number, repeat)
+
+    def _shards(self) -> dict[tuple[int, int], Path]:
+        """Single shards by (number, repeat), in plan order; other files are passed over."""
+        named = {parse_shard_name(path.name): path for path in (self.path / "losses").iterdir()}
+        return {
+            name: named[name] for name in sorted(filter(None, named)) if name[0] < len(self.subsets)
+        }
 
     def _shard_paths(self, repeat: int) -> dict[int, Path]:
-        """Single shards by number, in plan order; other files (leftovers of a kill) are passed."""
-        found = {}
-        for path in sorted((self.path / "losses").iterdir()):
-            match = _SHARD_NAME.fullmatch(path.name)
-            if match and int(match[2]) == repeat and int(match[1]) < len(self.subsets):
-                found[int(match[1])] = path
-        return found
+        """Single shards of one repeat by number, in plan order."""
+        return {number: path for (number, own), path in self._shards().items() if own == repeat}
 
     def _repeats(self) -> list[int]:
-        names = (_SHARD_NAME.fullmatch(path.name) for path in (self.path / "losses").iterdir())
-        return sorted({int(match[2]) for match in names if match})
+        return sorted({repeat for _, repeat in self._shards()})
 
 
 def fingerprint_labels(store: LabelStore, labels: Iterable[Labels]) -> str:

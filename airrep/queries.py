@@ -12,7 +12,8 @@ from airrep.config import check_methods, check_seed
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.provenance import write_bytes_atomic
-from airrep.reading import as_text, read_examples, read_jsonl
+from airrep.reading import as_text, parse_columns, read_examples, read_jsonl
+from airrep.verdict import describe
 from airrep.weights import resolve_model
 
 SHOWN = 100  # characters of a text in a printed line
@@ -24,6 +25,7 @@ def encode(
     output: str,
     batch_size: int = 64,
     device: str = "auto",
+    columns: str | None = None,
 ) -> None:
     """Writes a safetensors file: `embeddings` (examples, d) float32 in the examples' order, and
     `ids` as the bytes of a JSON list. Prints where.
@@ -34,7 +36,7 @@ def encode(
     from airrep.encoder import AirRepEncoder
 
     path = _writable(output, ".safetensors")
-    rows = read_examples(examples)
+    rows = read_examples(examples, parse_columns(columns))
     model = AirRepEncoder.from_pretrained(resolve_model(encoder))
     model.to(pick_device(device))  # type: ignore[arg-type]
     embeddings = model.encode(rows, batch_size=batch_size, show_progress=True).numpy()
@@ -51,6 +53,7 @@ def rank(
     output: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    columns: str | None = None,
 ) -> None:
     """Prints or writes (.jsonl, a line a target) the `top_k` examples at either end.
 
@@ -58,7 +61,7 @@ def rank(
     loss.
     """
     path = None if output is None else _writable(output, ".jsonl")
-    pool, wanted = read_examples(examples), read_examples(targets)
+    pool, wanted = (read_examples(file, parse_columns(columns)) for file in (examples, targets))
     attributor = _fit(encoder, pool, batch_size, device)
     ranking = attributor.rank(wanted, top_k)
     texts = {example.id: _line(example) for example in pool}
@@ -83,14 +86,17 @@ def score(
     output: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    columns: str | None = None,
 ) -> None:
     """Ranks candidate training sets by how much training on each is expected to help targets.
 
     Prints the ranking, or writes a line a candidate with its score for every target, best first.
     """
     path = None if output is None else _writable(output, ".jsonl")
-    pool, wanted = read_examples(examples), read_examples(targets)
-    candidates = _read_candidates(subsets, {example.id: row for row, example in enumerate(pool)})
+    names_of = parse_columns(columns)
+    pool, wanted = (read_examples(file, names_of) for file in (examples, targets))
+    rows = {example.id: row for row, example in enumerate(pool)}
+    candidates = _read_candidates(subsets, rows, names_of)
     attributor = _fit(encoder, pool, batch_size, device)
     scores = attributor.score_subsets(wanted, list(candidates.values()))
     # Targets differ in scale: a mean of z-scores lets each of them count the same.
@@ -152,11 +158,7 @@ def judge(
         seed=seed,
         show_progress=True,
     )
-    print("LDS on held-out subsets, 95% interval")
-    for row in sorted(results["methods"], key=lambda row: -row["lds"]):
-        print(f"{row['lds']:+.3f}  {row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}  {row['name']}")
-    for row in results["skipped"]:
-        print(f"skipped {row['name']}: {row['reason']}")
+    print(*describe(results), sep="\n")
 
 
 def import_benchmark(
@@ -173,10 +175,12 @@ def _named_files(text: str) -> dict[str, str]:
     """{"a": "x.npy", "b": "y.npy"} of "a=x.npy,b=y.npy"."""
     files = {}
     for part in filter(None, text.split(",")):
-        name, equals, file = part.partition("=")
-        if not equals or not name or not file:
+        name, _, file = (piece.strip() for piece in part.partition("="))
+        if not name or not file:
             raise InputError(f"--scores has {part!r}; give name=FILE, several with commas.")
-        files[name.strip()] = file.strip()
+        if name in files:
+            raise InputError(f"--scores names {name!r} twice; give each file a name of its own.")
+        files[name] = file
     return files
 
 
@@ -211,19 +215,21 @@ def _line(example: Example) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _read_candidates(source: str, rows: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _read_candidates(
+    source: str, rows: Mapping[str, int], columns: Mapping[str, str]
+) -> dict[str, np.ndarray]:
     files = [part.strip() for part in source.split(",")]
     if not all(files):
         raise InputError(f"subsets is {source!r}, with an empty name; give files: a.jsonl,b.jsonl.")
     found: dict[str, np.ndarray] = {}
-    for place, name, ids in _named_ids(files):
+    for place, name, ids in _named_ids(files, columns):
         if name in found:
             raise InputError(f"{place} is a second candidate {name!r}; give each its own name.")
         found[name] = _rows(place, ids, rows)
     return found
 
 
-def _named_ids(files: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+def _named_ids(files: Sequence[str], columns: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     """Where each candidate stands, its name and its ids."""
     if len(files) == 1 and files[0].endswith(".jsonl"):
         if not Path(files[0]).is_file():
@@ -235,7 +241,7 @@ def _named_ids(files: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
                 yield place, name, line["ids"]
             return
     for file in files:
-        yield file, file, [example.id for example in read_examples(file)]
+        yield file, file, [example.id for example in read_examples(file, columns)]
 
 
 def _rows(place: str, ids: Any, rows: Mapping[str, int]) -> np.ndarray:

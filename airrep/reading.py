@@ -58,6 +58,20 @@ def iter_examples(
         raise InputError(f"{source} holds no examples; give at least one.")
 
 
+def parse_columns(text: str | None) -> dict[str, str]:
+    """{"prompt": "text", "response": "answer"} of "prompt=text,response=answer"."""
+    columns = {}
+    for part in filter(None, (text or "").split(",")):
+        field, _, name = (piece.strip() for piece in part.partition("="))
+        if field not in FIELDS or not name or field in columns:
+            raise InputError(
+                f"--columns has {part!r}; give FIELD=NAME once for fields of {', '.join(FIELDS)}, "
+                "several with commas."
+            )
+        columns[field] = name
+    return columns
+
+
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
     if not str(source).strip():
         raise InputError("The name of the examples is empty; give a file, a folder or a hub id.")
@@ -281,5 +295,6 @@ def _check_utf8(place: str, column: str, text: str) -> str:
 def _no_column(place: str, wanted: str, row: Mapping[str, Any]) -> str:
     return (
         f"{place} has no {wanted}; its columns are {', '.join(map(str, row))}. "
-        "Name them with columns.prompt, columns.response, columns.id and columns.task."
+        "Name them: data.columns.prompt, .response, .id and .task for a run, --columns "
+        "prompt=NAME,response=NAME for other commands."
     )

@@ -15,8 +15,9 @@ from airrep.label_store import Labels
 from airrep.provenance import write_bytes_atomic
 from airrep.report_charts import bar_chart, plots, task_table
 from airrep.report_data import explorer_blocks, explorer_settings, pack
+from airrep.report_retraining import intervention_findings, verification_findings
 from airrep.report_tables import cost_table, quality_table
-from airrep.verdict import NOTES, TERMS, key_figures, label, verdict
+from airrep.verdict import FEW_REPEATS, NOTES, TERMS, key_figures, label, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,9 +38,10 @@ def write_report(
 ) -> None:
     """Writes a page (HTML, no network) of what `airrep.evaluation.evaluate` returned.
 
-    Shows quality with intervals and ceiling, cost, calibration and the learning curve where the
-    results hold them, LDS by task, and an explorer: for every target, the `per_target` most
-    helpful and most harmful examples of every method, and predicted against measured losses.
+    Shows quality with intervals and ceiling, cost, calibration, LDS by task, and an explorer: for
+    every target, the `per_target` most helpful and most harmful examples of every method, and
+    predicted against measured losses. Under "learning_curve", "interventions" and "verification"
+    the results may hold the points of learning_curve.json, and what the other two files hold.
     Numbers that the results lack are left out. Needs jinja2 and plotly
     (`pip install airrep[report]`). Raises InputError where they are not there, and when the
     parts do not belong together.
@@ -60,6 +62,10 @@ def write_report(
         quality=quality_table(results, methods, first),
         cost=cost_table(methods),
         tasks=task_table(methods, first, [target.task for target in targets]),
+        interventions=intervention_findings(results.get("interventions") or {}),
+        verification=(
+            verification_findings(results["verification"]) if results.get("verification") else []
+        ),
         plots=(charts := plots(results, methods, first)),
         data=explorer_settings(explored) | {"plots": charts},
         blocks=explorer_blocks(explored, pool, targets, labels, scores, per_target)
@@ -130,7 +136,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"label": label}
-    environment.globals |= {"notes": NOTES, "terms": TERMS}
+    environment.globals |= {"notes": NOTES, "terms": TERMS, "few_repeats": FEW_REPEATS}
     return environment
 
 

@@ -54,7 +54,10 @@ def plots(results: Row, methods: Sequence[Row], first: str) -> dict[str, Any]:
     return {name: chart for name, chart in found.items() if chart is not None}
 
 
-def _cost(methods: Sequence[Row], first: str) -> dict[str, Any]:
+def _cost(methods: Sequence[Row], first: str) -> dict[str, Any] | None:
+    timed = [row for row in methods if row["examples_per_second"] is not None]
+    if not timed:
+        return None
     points = [
         {
             "label": label(row["name"]),
@@ -63,7 +66,7 @@ def _cost(methods: Sequence[Row], first: str) -> dict[str, Any]:
             "lds": row["lds"],
             "ci95": row["ci95"],
         }
-        for row in sorted(methods, key=lambda row: row["examples_per_second"])
+        for row in sorted(timed, key=lambda row: row["examples_per_second"])
     ]
     words = (f"{p['label']} {p['lds']:.2f} at {amount(p['rate'])}" for p in points)
     return {"points": points, "about": f"LDS at examples a second: {', '.join(words)}."}

@@ -13,7 +13,7 @@ from airrep.attributor import top_rows
 from airrep.examples import Example
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
-from airrep.pooling import attention_pool, membership
+from airrep.pooling import Membership, attention_pool, membership
 from airrep.verdict import label
 
 TARGETS_A_BLOCK = 50
@@ -85,7 +85,7 @@ def explorer_settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _views(
     method: Mapping[str, Any],
     scores: np.ndarray,
-    members: torch.Tensor,
+    members: Membership,
     losses: np.ndarray,
     per_target: int,
     places: dict[int, int],

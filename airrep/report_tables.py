@@ -51,7 +51,7 @@ def quality_table(results: Row, methods: Sequence[Row], first: str) -> Table:
             Column(
                 "95% interval",
                 "Of the LDS, by bootstrap over targets and subsets together.",
-                lambda row: Cell(_interval(row["ci95"], ".3f")),
+                lambda row: Cell(interval_text(row["ci95"], ".3f")),
             ),
             Column(
                 "Share of ceiling",
@@ -124,7 +124,7 @@ def cost_table(methods: Sequence[Row]) -> Table:
             Column(
                 "Query, ms a target",
                 "Milliseconds to score the whole pool for one target.",
-                lambda row: Cell(amount(row["query_seconds"] * 1000)),
+                lambda row: _amount_of(row, "query_seconds", 1000),
             ),
             Column(
                 "Bytes an example",
@@ -174,7 +174,8 @@ def _filled(columns: Sequence[Column], methods: Sequence[Row]) -> Table:
     )
 
 
-def _interval(bounds: Sequence[float], form: str) -> str:
+def interval_text(bounds: Sequence[float], form: str) -> str:
+    """Both ends in a format such as ".3f"."""
     return f"{bounds[0]:{form}} to {bounds[1]:{form}}"
 
 
@@ -186,12 +187,12 @@ def _plain(part: Row | None, name: str, form: str) -> Cell | None:
 def _with_interval(part: Row | None, name: str, form: str) -> Cell | None:
     cell = _plain(part, name, form)
     bounds = (part or {}).get("ci95")
-    return Cell(cell.text, f"({_interval(bounds, form)})") if cell and bounds else cell
+    return Cell(cell.text, f"({interval_text(bounds, form)})") if cell and bounds else cell
 
 
-def _amount_of(row: Row, name: str) -> Cell | None:
+def _amount_of(row: Row, name: str, times: float = 1) -> Cell | None:
     value = row.get(name)
-    return None if value is None else Cell(amount(value))
+    return None if value is None else Cell(amount(value * times))
 
 
 def _sign_test(difference: Row | None) -> Cell | None:

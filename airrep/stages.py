@@ -3,22 +3,38 @@
 Each stage reads the run's folder and adds to it; one that has nothing left to do says so.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airrep.config import RunConfig, check_methods
+from airrep.config import DistilConfig, RunConfig, check_methods
 from airrep.device import pick_device
-from airrep.examples import InputError
-from airrep.label_stages import make_labels
+from airrep.examples import Example, InputError
+from airrep.label_stages import make_labels, warm_up
 from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions
 from airrep.run_folder import RunFolder
+from airrep.run_methods import (
+    ENSEMBLE,
+    fingerprint_models,
+    make_methods,
+    method_arguments,
+    needs_warm_up,
+    teacher_scores,
+)
+from airrep.verdict import describe
 from airrep.weights import fingerprint_weights, resolve_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from airrep.encoder import AirRepEncoder
 
 # What a page is made from.
 RESULT_KEYS = {"methods", "benchmark", "targets", "subsets", "noise_ceiling", "differences"}
@@ -41,6 +57,8 @@ def train(config: RunConfig) -> None:
         print(f"{missing} of {len(store.subsets)} training labels are missing; training without")
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
     pool, targets = folder.read_labelled("train", store)
+    if config.distil is not None:
+        encoder = _distil(config, config.distil, encoder, pool, targets, accelerator)
     result = train_encoder(encoder, pool, targets, labels, config.train, folder.path, accelerator)
     if accelerator.is_main_process:
         held_out = (
@@ -51,6 +69,34 @@ def train(config: RunConfig) -> None:
         print(f"{folder.encoder}: the encoder of step {result.best_step}; {held_out}")
 
 
+def _distil(
+    config: RunConfig,
+    distil: DistilConfig,
+    encoder: AirRepEncoder,
+    pool: list[Example],
+    targets: list[Example],
+    accelerator: Accelerator,
+) -> AirRepEncoder:
+    """The encoder after learning the teacher's scores of the training targets."""
+    from airrep.attributors import available
+    from airrep.distillation import distil_encoder, read_teacher_scores
+
+    if distil.teacher in available():
+        with accelerator.main_process_first():  # the others read what it has stored
+            scores = teacher_scores(config, distil.teacher, pool, targets)
+    else:
+        scores = read_teacher_scores(distil.teacher, pool, targets)
+    settings = dataclasses.replace(config.train, max_steps=distil.steps)
+    output = RunFolder(Path(config.output)).path / "distilled"
+    result = distil_encoder(encoder, pool, targets, scores, settings, output, accelerator)
+    if accelerator.is_main_process and result.validation_lds is not None:
+        print(
+            f"distilled from {distil.teacher}: rank correlation {result.validation_lds:.3f} with "
+            "it on held-out targets"
+        )
+    return result.encoder
+
+
 def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     """Compares methods (a,b,c; those configured when None) and the configured files of scores on
     the test labels.
@@ -58,7 +104,6 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     Writes results.json and the scores. Results of the same code, labels, models and settings that
     are there already are returned as they are.
     """
-    from airrep.attributors import make_attributor
     from airrep.benchmark import with_given, write_results
     from airrep.evaluation import evaluate as run
 
@@ -70,22 +115,17 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         raise InputError(f"{store.path} has no labels yet; run `airrep labels` first.")
     names = config.evaluate.methods if methods is None else methods.split(",")
     check_methods(names)
-    device = pick_device(config.device)
-    arguments: dict[str, dict[str, Any]] = {"random": {"seed": config.seed}}
-    if "airrep" in names:
-        if not folder.encoder.is_dir():
-            raise InputError(f"{folder.encoder} is not there yet; run `airrep train` first.")
-        arguments["airrep"] = {"encoder": folder.encoder, "device": device}
-    if "embedding" in names:
-        arguments["embedding"] = {"encoder": resolve_model(config.encoder), "device": device}
+    arguments = method_arguments(config, names)
     attributors = with_given(
-        {name: make_attributor(name, **arguments.get(name, {})) for name in names},
+        make_methods(arguments),
         config.evaluate.scores,
         pool,
         targets,
         store.subsets,
     )
+    learning = _learning_seconds(folder) if "airrep" in names else {}
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
+    inputs["prepare_seconds"] = learning
     known = _known_results(folder, inputs)
     if known is not None:
         print(f"{folder.results_file} is of these labels and models; delete it to measure again")
@@ -100,11 +140,99 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         draws=config.evaluate.draws,
         seed=config.seed,
         config=dataclasses.asdict(config),
+        prepare_seconds=learning,
         show_progress=True,
     )
     results["inputs"] = inputs
     write_results(folder, results, scores, pool, targets)
+    print(*describe(results), sep="\n")
     return results
+
+
+def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> None:
+    """Chooses the parameters of methods (a,b,c; those configured that have any when None) on
+    held-out training labels, `trials` settings each; `evaluate` then uses them.
+    """
+    from airrep.tuning import describe as describe_tuning
+    from airrep.tuning import tune as run
+    from airrep.tuning_grids import GRIDS
+
+    folder = RunFolder(Path(config.output))
+    store = folder.open_labels("train")
+    pool, targets = folder.read_labelled("train", store)
+    if methods is None:
+        names = [name for name in config.evaluate.methods if name in (*GRIDS, ENSEMBLE)]
+    else:
+        names = methods.split(",")
+    check_methods(names)
+    found: dict[str, Any] = {}
+    # An ensemble's members are tuned before it.
+    for some in ([n for n in names if n != ENSEMBLE], [n for n in names if n == ENSEMBLE]):
+        arguments = method_arguments(config, some, tuned=False)
+        found = run(
+            folder.path,
+            make_methods(arguments),
+            pool,
+            targets,
+            store.read(),
+            config.train,
+            sources={name: fingerprint_models({name: own}) for name, own in arguments.items()},
+            trials=trials,
+            draws=config.evaluate.draws,
+            seed=config.seed,
+        )
+    print(*describe_tuning(found), sep="\n")
+
+
+def _learning_seconds(folder: RunFolder) -> dict[str, float]:
+    """What the training labels and the training behind the run's encoder took, by method.
+
+    Empty where that is not known: labels that were imported, or made before it was recorded.
+    """
+    try:
+        store = folder.open_labels("train")
+        labels, made = store.seconds(), store.done()
+        about = json.loads((folder.path / "train.json").read_text(encoding="utf-8"))
+        training = float(about["seconds"])
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"airrep": training + sum(labels.values())} if made <= labels.keys() else {}
+
+
+def learning_curve(config: RunConfig, counts: str | None = None, seeds: int = 3) -> None:
+    """Trains encoders on parts of the training labels, judged on held-out training labels.
+
+    `counts` are numbers of labels, a,b,c. Writes learning_curve.json into the run's folder.
+    """
+    from accelerate import Accelerator
+
+    from airrep import learning_curve as curve
+    from airrep.encoder import AirRepEncoder
+
+    folder = RunFolder(Path(config.output))
+    store = folder.open_labels("train")
+    labels = store.read()
+    data = curve.split_for_curve(*folder.read_labelled("train", store), labels, config.train)
+    base = resolve_model(config.encoder)
+    accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
+    found = curve.learning_curve(
+        folder.path / curve.FILE,
+        lambda: AirRepEncoder.from_base(base),
+        data,
+        config.train,
+        curve.pick_counts(data, config.train, counts),
+        seeds,
+        config.evaluate.draws,
+        {
+            "labels": fingerprint_labels(store, [labels]),
+            "encoder": fingerprint_weights(base),
+            "train": config.train.deciding(),
+            "draws": config.evaluate.draws,
+        },
+        accelerator,
+    )
+    if accelerator.is_main_process:
+        print(*curve.describe_curve(found), sep="\n")
 
 
 def _evaluation_inputs(
@@ -125,11 +253,8 @@ def _evaluation_inputs(
         "examples": hash_files([folder.pool_file, folder.targets_file("test")]),
         "labels": fingerprint_labels(store, labels),
         "scores": {name: hash_files([Path(path)]) for name, path in config.evaluate.scores.items()},
-        "encoders": {
-            name: fingerprint_weights(options["encoder"])
-            for name, options in arguments.items()
-            if "encoder" in options
-        },
+        "arguments": json.loads(json.dumps(arguments, default=str)),
+        "models": fingerprint_models(arguments),
         "versions": installed_versions(),
         "git_revision": git_revision(),
     }
@@ -181,6 +306,7 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 def report(config: RunConfig) -> Path:
     """Writes the run's page from results.json and the scores; returns its path."""
+    from airrep.findings import further_findings
     from airrep.report import write_report
 
     folder = RunFolder(Path(config.output))
@@ -190,7 +316,8 @@ def report(config: RunConfig) -> Path:
     scores = {row["name"]: _read_scores(folder, row["name"]) for row in results["methods"]}
     store = folder.open_labels("test")
     pool, targets = folder.read_labelled("test", store)
-    write_report(folder.page_file, results, pool, targets, store.read(), scores)
+    shown = results | further_findings(folder)
+    write_report(folder.page_file, shown, pool, targets, store.read(), scores)
     return folder.page_file
 
 
@@ -198,6 +325,8 @@ def run(config: RunConfig) -> Path:
     """All stages, one after the other, in this process; returns the page's path."""
     resolve_model(config.encoder)  # before the slow stages, not after them
     make_labels(config)
+    if needs_warm_up(config, config.evaluate.methods):
+        warm_up(config)
     train(config)
     evaluate(config)
     return report(config)

@@ -9,6 +9,7 @@ from airrep.objectives import make_objective
 # These change what is seen or stored on the way, not the encoder that comes out.
 WITHOUT_EFFECT = ("checkpoint_every", "max_graph_tokens", "show_progress", "wandb")
 ObjectiveName = Literal["correlation", "pairwise_ranking", "soft_spearman"]
+Weighting = Literal["reliability"]
 Precision = Literal["no", "bf16"]
 WandbMode = Literal["disabled", "offline", "online"]
 
@@ -19,9 +20,14 @@ class TrainSettings:
 
     Args:
         objective: "correlation", "pairwise_ranking" (the paper's) or "soft_spearman".
+        target_weighting: "reliability" weighs targets in the objective by how far their training
+            labels can be trusted (`airrep.reliability`); None weighs them all the same.
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
+        warmup_steps: steps in which the learning rate rises from 0.
+        layer_decay: the learning rate of each layer as a share of that of the layer above it; the
+            projector has the whole rate, the token embeddings the least. None is 1.
         weight_decay: on matrices only, not on biases and norms.
         clip_norm: the gradient's largest norm.
         max_steps: most updates.
@@ -30,9 +36,12 @@ class TrainSettings:
         trainable_layers: None trains everything, k the last k layers and the projector, 0 the
             projector alone. Frozen layers run once, before the first step, which makes training
             on a CPU possible.
+        lora_rank: rank of adapters on every linear layer of those that train, whose own weights
+            then stay (LoRA, arXiv 2106.09685); the projector trains whole. They are merged into
+            the weights at the end. None trains the layers themselves.
         dropout: whether the layers that train drop units.
         chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU (more does not fit its
-        cache and takes half as long again) and 16384 elsewhere.
+            cache and takes half as long again) and 16384 elsewhere.
         max_graph_tokens: padded tokens, times layers that train, whose activations are kept in a
             step; the rest is encoded twice. Bounds memory, changes no result.
         validation_subsets: share of the training subsets that is held out and chooses the best
@@ -50,15 +59,18 @@ class TrainSettings:
     """
 
     objective: ObjectiveName = "correlation"
+    target_weighting: Weighting | None = None
     start_scale: float | None = 0.3
     learning_rate: float = 1e-4
     warmup_steps: int = 10
+    layer_decay: float | None = None
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     max_steps: int = 200
     targets_per_step: int | None = None
     subsets_per_step: int | None = None
     trainable_layers: int | None = None
+    lora_rank: int | None = None
     dropout: bool = False
     chunk_tokens: int | None = None
     max_graph_tokens: int = 65536
@@ -85,7 +97,7 @@ def check_settings(settings: TrainSettings) -> None:
     _check_least(settings, 0, "max_graph_tokens")
     _check_least(settings, 1, "max_steps", "evaluate_every", "patience")
     optional = {"targets_per_step": 1, "subsets_per_step": 2, "trainable_layers": 0}
-    for name, least in {**optional, "chunk_tokens": 1}.items():
+    for name, least in {**optional, "chunk_tokens": 1, "lora_rank": 1}.items():
         if getattr(settings, name) is not None:
             _check_least(settings, least, name)
     for name in ("learning_rate", "clip_norm"):
@@ -98,8 +110,19 @@ def check_settings(settings: TrainSettings) -> None:
             )
     if settings.start_scale is not None and not settings.start_scale > 0:
         raise InputError(f"start_scale is {settings.start_scale}; give a number above 0, or none.")
+    if settings.layer_decay is not None and not 0 < settings.layer_decay <= 1:
+        raise InputError(
+            f"layer_decay is {settings.layer_decay}; give a share above 0 up to 1, or none."
+        )
+    if settings.lora_rank is not None and settings.trainable_layers == 0:
+        raise InputError(
+            f"lora_rank is {settings.lora_rank}, but with trainable_layers 0 no layer trains; let "
+            "some layers train, or leave lora_rank out."
+        )
     if settings.average is not None and not 0 < settings.average < 1:
         raise InputError(f"average is {settings.average}; give a decay between 0 and 1, or none.")
+    if settings.target_weighting is not None:
+        _check_choice("target_weighting", settings.target_weighting, get_args(Weighting))
     _check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))
     _check_choice("wandb", settings.wandb, get_args(WandbMode))
 

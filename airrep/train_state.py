@@ -1,6 +1,8 @@
 """The moving parts of a training run: weights, optimiser, running mean, best step, history."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +38,7 @@ class TrainState:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
         self.step += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average_weights()
@@ -121,13 +123,33 @@ class TrainState:
         }
 
 
+def layer_depths(names: Iterable[str]) -> dict[str, int]:
+    """The layer, from 1, of every parameter of an encoder, named in the order of its modules.
+
+    The first number in a name is the layer's. What comes before all layers (the embeddings) is
+    at 0, what comes after them (a last norm) is with the last one, and the projector is above.
+    """
+    depths, layer = {}, 0
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        layer = layer if number is None else int(number[1]) + 1
+        depths[name] = layer
+    top = max(depths.values(), default=0) + 1
+    return {name: top if name.startswith("projector.") else depth for name, depth in depths.items()}
+
+
 def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    others = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+    """Groups by weight decay and by `share`, the part of the learning rate that a layer has."""
+    depths = layer_depths(parameters)
+    decay = 1.0 if settings.layer_decay is None else settings.layer_decay
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        share = decay ** (max(depths.values()) - depths[name])
+        groups[settings.weight_decay if parameter.ndim >= 2 else 0.0, share].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": members, "weight_decay": weight_decay, "share": share}
+            for (weight_decay, share), members in groups.items()
         ],
         lr=settings.learning_rate,
     )

@@ -1,8 +1,7 @@
 """Training the encoder on the whole pool, with held-out labels, early stopping and resume."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from airrep.checkpoint import write_checkpoint
-from airrep.encoder import AirRepEncoder, evaluating
+from airrep.encoder import AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
-from airrep.holdout import check_labels, training_labels
+from airrep.holdout import check_labels, few_held_out, training_labels
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
 from airrep.objectives import make_objective
-from airrep.pooling import attention_pool, membership
+from airrep.pooling import membership
+from airrep.reliability import reliability_weights
+from airrep.streaming_pool import attention_pool_embeddings
 from airrep.train_log import TrainLog
 from airrep.train_run import HISTORY, TrainRun, fingerprint_run
 from airrep.train_settings import TrainSettings, check_settings
@@ -112,7 +113,12 @@ class Trainer:
         self.subsets = [np.searchsorted(used, subset) for subset in labels.subsets]
         self.weights = np.ones(len(targets)) if target_weights is None else target_weights
         self.objective = make_objective(settings.objective)
-        parameters = trainable_parameters(encoder, settings.trainable_layers)
+        if settings.target_weighting == "reliability":
+            self.weights = self.weights.astype(np.float64)
+            self.weights[self.holdout.train_targets] *= reliability_weights(self.labels)
+        if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
+            print(warning)
+        parameters = _trained(encoder, settings)
         chunk_tokens = settings.chunk_tokens or (
             CPU_CHUNK_TOKENS if accelerator.device.type == "cpu" else GPU_CHUNK_TOKENS
         )
@@ -166,11 +172,13 @@ class Trainer:
         main = self.accelerator.is_main_process
         path = None if self.run.output is None else self.run.output / HISTORY
         with (
-            _training_mode(self.encoder, self.state.parameters, self.settings.dropout),
+            training_mode(self.encoder, self.state.parameters, self.settings.dropout),
             TrainLog(path, self.settings, self.state.history, main) as log,
         ):
             self._run_steps(log)
         self.state.load(self.state.best)
+        if self.settings.lora_rank is not None:
+            merge_lora(self.encoder)
         self.encoder.eval()
         outcome = {
             "best_step": self.state.best_step,
@@ -207,19 +215,16 @@ class Trainer:
         """The loss of the coming step; its gradient is left in the parameters."""
         step = self.state.step + 1
         columns, picked = self._sample(step)
-        members = membership(
-            [self.subsets[column] for column in self.holdout.train_subsets[columns]],
-            self.pool_size,
-        ).to(self.accelerator.device)
-        rows = members.any(dim=1).nonzero().flatten().cpu().numpy()
-        members = members[torch.from_numpy(rows).to(members.device)]
+        subsets = [self.subsets[column] for column in self.holdout.train_subsets[columns]]
+        rows = np.unique(np.concatenate(subsets))
+        members = membership([np.searchsorted(rows, subset) for subset in subsets], len(rows))
         targets = self.holdout.train_targets[picked]
-        labels = torch.from_numpy(self.labels[np.ix_(picked, columns)]).to(members.device)
+        labels = torch.from_numpy(self.labels[np.ix_(picked, columns)]).to(self.accelerator.device)
         weights = torch.from_numpy(self.weights[targets]).to(labels)
 
         def objective(embeddings: torch.Tensor) -> torch.Tensor:
-            scores = embeddings[len(rows) :] @ embeddings[: len(rows)].T  # (T, N)
-            return self.objective(attention_pool(scores, members), labels, weights)
+            pool, chosen = embeddings.split([len(rows), len(targets)])
+            return self.objective(attention_pool_embeddings(chosen, pool, members), labels, weights)
 
         drawn = (self.settings.seed, DROPOUT, step) if self.settings.dropout else None
         loss = self.full_pool.backward(
@@ -274,8 +279,8 @@ class Trainer:
     def _lds(self, embeddings: torch.Tensor, targets: np.ndarray, columns: np.ndarray) -> float:
         members = membership([self.subsets[column] for column in columns], self.pool_size)
         rows = torch.from_numpy(self.pool_size + targets).to(embeddings.device)
-        scores = embeddings[rows] @ embeddings[: self.pool_size].T
-        pooled = attention_pool(scores, members.to(scores.device)).cpu().numpy()
+        pool = embeddings[: self.pool_size]
+        pooled = attention_pool_embeddings(embeddings[rows], pool, members).cpu().numpy()
         return float(lds_per_target(pooled, self.losses[np.ix_(targets, columns)])[0].mean())
 
     def _write_checkpoint(self) -> None:
@@ -289,20 +294,17 @@ def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:
     return np.sort(rng.choice(count, size, replace=False))
 
 
-@contextmanager
-def _training_mode(
-    encoder: AirRepEncoder, trained: Mapping[str, nn.Parameter], dropout: bool
-) -> Iterator[None]:
-    """Inside, only `trained` takes gradients, and dropout is on or off."""
-    wanted = {name: parameter.requires_grad for name, parameter in encoder.named_parameters()}
-    for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(name in trained)
-    encoder.train(dropout)
-    try:
-        yield
-    finally:
-        for name, parameter in encoder.named_parameters():
-            parameter.requires_grad_(wanted[name])
+def _trained(encoder: AirRepEncoder, settings: TrainSettings) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name; adapters are put on for `lora_rank`."""
+    if settings.lora_rank is None:
+        return trainable_parameters(encoder, settings.trainable_layers)
+    add_lora(encoder, settings.lora_rank, settings.seed)
+    named = trainable_parameters(encoder, settings.trainable_layers)
+    return {
+        name: parameter
+        for name, parameter in named.items()
+        if "lora_" in name or name.startswith("projector.")
+    }
 
 
 def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:

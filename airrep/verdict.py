@@ -1,7 +1,9 @@
 """What an evaluation says, in plain words: the sentences at the head of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+FEW_REPEATS = 5  # subsets trained twice, below which the noise ceiling is hardly more than a guess
 
 LABELS = {
     "airrep": "AirRep",
@@ -45,11 +47,24 @@ def verdict(results: Mapping[str, Any]) -> dict[str, str]:
         title = f"{label(best['name'])} ranks training subsets best; nothing was compared with it"
         if len(results["methods"]) > 1:
             title = f"No learned method ran; {label(best['name'])} ranks training subsets best"
-        return {"title": title, "lead": f"{_scene(results)} {_lds_of(best)} {_ceiling(results)}"}
+        return {"title": title, "lead": f"{_scene(results)} {_lds_of(best)} {ceiling(results)}"}
+    numbers = _numbers(results, overall, plain)
     return {
         "title": _title(overall, plain),
-        "lead": f"{_scene(results)} {_numbers(results, overall, plain)} {_ceiling(results)}",
+        "lead": f"{_scene(results)} {numbers} {ceiling(results)} {_learning(results, overall)}",
     }
+
+
+def describe(results: Mapping[str, Any]) -> Iterator[str]:
+    """Results in lines for the terminal: the methods, best first, and the verdict."""
+    yield "LDS on held-out subsets, 95% interval"
+    for row in sorted(results["methods"], key=lambda row: -row["lds"]):
+        low, high = row["ci95"]
+        yield f"{row['lds']:+.3f}  {low:+.3f} to {high:+.3f}  {row['name']}"
+    for row in results["skipped"]:
+        yield f"skipped {row['name']}: {row['reason']}"
+    said = verdict(results)
+    yield f"{said['title']}. {said['lead']}"
 
 
 def key_figures(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -69,14 +84,16 @@ def key_figures(results: Mapping[str, Any]) -> list[dict[str, str]]:
         best = by_name[overall["best_baseline"]]
         note = label(best["name"]) + (" (oracle)" if best["oracle"] else "")
         figures.append(_figure("LDS of the best baseline", f"{best['lds']:.2f}", note))
-    ceiling = results["noise_ceiling"]
-    if ceiling and ceiling["lds"] > 0:
-        share = main["lds"] / ceiling["lds"]
-        figures.append(
-            _figure("Share of the noise ceiling", f"{share:.0%}", f"ceiling {ceiling['lds']:.2f}")
-        )
-    rate = f"{main['examples_per_second']:,.0f}"
-    figures.append(_figure("Examples a second", rate, "preparing the pool, on this machine"))
+    noise = results["noise_ceiling"]
+    if noise and noise["lds"] > 0:
+        share = main["lds"] / noise["lds"]
+        note = f"ceiling {noise['lds']:.2f}"
+        if noise["subsets"] < FEW_REPEATS:
+            note += f", from only {noise['subsets']} repeated subsets"
+        figures.append(_figure("Share of the noise ceiling", f"{share:.0%}", note))
+    if main["examples_per_second"] is not None:
+        rate = f"{main['examples_per_second']:,.0f}"
+        figures.append(_figure("Examples a second", rate, "preparing the pool, on this machine"))
     found = main["retrieval"]
     if found:
         note = f"known proponents, {_count(found['targets'], 'target')}"
@@ -134,11 +151,34 @@ def _lds_of(row: Mapping[str, Any]) -> str:
     return f"{label(row['name'])} reaches a rank correlation (LDS) of {row['lds']:.2f}."
 
 
-def _ceiling(results: Mapping[str, Any]) -> str:
-    ceiling = results["noise_ceiling"]
-    if ceiling is None:
+def ceiling(results: Mapping[str, Any]) -> str:
+    """How far label noise lets any method come, with a warning where few repeats say it."""
+    noise = results["noise_ceiling"]
+    if noise is None:
         return "How far label noise lets any method come was not measured."
-    return f"Label noise keeps any method below about {ceiling['lds']:.2f}."
+    text = f"Label noise keeps any method below about {noise['lds']:.2f}"
+    if noise["subsets"] >= FEW_REPEATS:
+        return f"{text}."
+    low, high = noise["ci95"]
+    return (
+        f"{text}, but only {noise['subsets']} subsets were trained twice (95% interval {low:.2f} "
+        f"to {high:.2f}): take that ceiling, and shares of it, as a guess."
+    )
+
+
+def _learning(results: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
+    """What the learned method costs before it starts, and the pool sizes where that pays off."""
+    row = next(row for row in results["methods"] if row["name"] == overall["method"])
+    name, seconds = label(row["name"]), row.get("prepare_seconds")
+    if seconds is None:
+        return f"What its labels and training cost is not known, nor when {name} pays off in time."
+    text = f"Labels and training took {seconds:,.0f} s"
+    sizes = row.get("break_even_examples") or {}
+    if not sizes:
+        return f"{text}; {name} prepares a pool no faster than any of these, so it pays in quality."
+    sized = sorted(sizes.items(), key=lambda item: item[1])
+    others = ", ".join(f"{size:,} against {label(other)}" for other, size in sized)
+    return f"{text}, which pays off in time from this number of pool examples on: {others}."
 
 
 def _figure(name: str, value: str, note: str) -> dict[str, str]:

@@ -1,24 +1,23 @@
 """Fine-tuning one model again and again, each time from the same start on another subset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from airrep.examples import InputError, TokenizedExample
-from airrep.lm import ResponseModel, mean_by_row, mean_losses
+from airrep.lm import ResponseModel, mean_losses
 from airrep.response_batch import ResponseBatch, response_batch
+from data_builders.adapters import with_adapters
 from data_builders.engines import EngineName, models_that_fit, pick_engine
+from data_builders.probes import Probes
 from data_builders.recipes import Recipe, batches, schedule
 from data_builders.stacked import Stack, clip_gradients
 from data_builders.trunk import Trunk, freeze_below
 
 EVAL_BATCH = 64
-TOLERANCE = 1e-3  # of a probe's loss, between an engine and the plain model
-PROBES = 4
 PACKED_TOKENS = 256  # the mask of a row grows with the square of its length
 
 
@@ -63,7 +62,7 @@ class FineTuner:
         self.notes: list[str] = []
         self.trunk: Trunk | None = None
         if recipe.train == "lora":
-            model = _with_adapters(model, recipe, seed)
+            model = with_adapters(model, recipe, seed)
         elif recipe.train == "last_layers":
             if self.engine == "eager":
                 freeze_below(model, recipe.layers)
@@ -71,9 +70,8 @@ class FineTuner:
                 self.trunk = Trunk(model, recipe.layers, self.examples, show_progress)
         self.respond = ResponseModel(model)
         self.stack: Stack | None = None
-        self.packs = self.engine != "eager" and self._packing_agrees()
-        if self.engine == "batched":
-            self.stack = self._make_stack(model)
+        self.packs = False
+        self._start_engine(Probes(model, self.examples, self._token_losses))
         if self.stack is None:
             self.trained = [p for p in model.parameters() if p.requires_grad]
             self.start = [parameter.detach().clone() for parameter in self.trained]
@@ -89,6 +87,23 @@ class FineTuner:
             )
         self.parts = 1  # a step's batch is taken in so many parts, for the memory's sake
         self.eval_batch = EVAL_BATCH
+
+    def _start_engine(self, probes: Probes) -> None:
+        """Packs and stacks as the engine does, as far as the model computes the same then."""
+        if self.engine == "eager":
+            return
+        try:
+            probes.check_packing()
+            self.packs = True
+        except InputError as error:
+            self.notes.append(str(error))
+        if self.engine != "batched":
+            return
+        try:
+            self.stack = probes.stack()
+        except InputError as error:
+            self.engine = "eager" if self.trunk is None else "cached_trunk"
+            self.notes.append(f"{error} Models are trained one at a time.")
 
     def losses(
         self, subset: np.ndarray, target_rows: np.ndarray, generator: np.random.Generator
@@ -144,21 +159,26 @@ class FineTuner:
             self._train(plans)
             return self._measure(target_rows)
         except torch.OutOfMemoryError as error:
-            self._reset(1)  # drops gradients and all sets but one
             half = len(plans) // 2
-            if not half and self.parts >= self.recipe.batch_size:
-                raise InputError(
-                    f"Memory runs out with one example at a time ({error}); use a smaller model "
-                    'or recipe.max_length, or recipe.train "lora" or "last_layers".'
-                ) from None
+            self._reset(1)  # drops gradients and all sets but one
+            if not half:
+                self.halve_parts(error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not half:
-            self.parts, self.eval_batch = 2 * self.parts, max(1, self.eval_batch // 2)
             return self._fit_in_memory(plans, target_rows)
         self.most_models = min(self.most_models, half)
         parts = [self._fit_in_memory(some, target_rows) for some in (plans[:half], plans[half:])]
         return np.concatenate(parts)
+
+    def halve_parts(self, error: torch.OutOfMemoryError) -> None:
+        """Takes half as many examples at once from now on; InputError where it was one."""
+        if self.parts >= self.recipe.batch_size:
+            raise InputError(
+                f"Memory runs out with one example at a time ({error}); use a smaller model "
+                'or recipe.max_length, or recipe.train "lora" or "last_layers".'
+            ) from None
+        self.parts, self.eval_batch = 2 * self.parts, max(1, self.eval_batch // 2)
 
     def measure(self, target_rows: np.ndarray) -> np.ndarray:
         """Mean response loss (T,) float32 of the targets under the present weights."""
@@ -207,22 +227,34 @@ class FineTuner:
 
     def _train(self, plans: Sequence[Sequence[np.ndarray]]) -> None:
         """Trains a model on each plan: the pool rows of every step."""
+        for _ in self.steps(plans):
+            pass
+
+    def steps(
+        self, plans: Sequence[Sequence[np.ndarray]]
+    ) -> Iterator[tuple[torch.Tensor, torch.optim.Optimizer]]:
+        """Trains a model on each plan from the start, and pauses after every step.
+
+        Yields each model's loss (K,) before the step, and the optimiser after it.
+        """
         recipe = self.recipe
         self._reset(len(plans))
         optimizer = torch.optim.AdamW(
             self.trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
+        optimizer.zero_grad()  # what a step left behind that memory was too small for
         steps = len(plans[0])
         for step, rows in enumerate(zip(*plans, strict=True)):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * schedule(step, steps, recipe)
-            self._backward(rows)
+            losses = self._backward(rows)
             if self.stack is None:
                 nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
             else:
                 clip_gradients(self.trained, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
+            yield losses, optimizer
 
     def _reset(self, models: int) -> None:
         if self.stack is not None:
@@ -232,13 +264,17 @@ class FineTuner:
             for parameter, start in zip(self.trained, self.start, strict=True):
                 parameter.copy_(start)
 
-    def _backward(self, rows: Sequence[np.ndarray]) -> None:
-        """Adds the gradient of each model's mean token loss over its rows of this step."""
+    def _backward(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
+        """Adds the gradient of each model's mean token loss (K,) over its rows of this step."""
         counts = torch.tensor([int(self.responses[own].sum()) for own in rows]).to(self.device)
+        total = torch.zeros(len(rows), device=self.device)
         for part in range(min(self.parts, max(map(len, rows)))):
             taken = [own[part :: self.parts] for own in rows]
             losses = self._token_losses(np.concatenate(taken), self._batch(taken, self.packs))
-            (losses.sum(dim=1) / counts).sum().backward()
+            means = losses.sum(dim=1) / counts
+            means.sum().backward()
+            total += means.detach()
+        return total
 
     def _width(self, groups: Sequence[Sequence[TokenizedExample]]) -> int:
         """Tokens of a packed row: room for two of the longest, as far as that is not long."""
@@ -261,74 +297,3 @@ class FineTuner:
         if self.recipe.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def _packing_agrees(self) -> bool:
-        """Whether packed rows give the losses of padded ones; not all models can tell examples
-        in a row apart, or look as far back as the longest row is."""
-        probes = self._probes()
-        agrees = _same(self._probe([probes]), self._probe([probes], pack=True))
-        if not agrees:
-            self.notes.append(f"{self._name} cannot take packed rows; each example has its own.")
-        return agrees
-
-    def _make_stack(self, model: nn.Module) -> Stack | None:
-        """The model's stack, or None (and a note) where it would not compute the same."""
-        probes = self._probes()
-        groups = [probes[:1], probes[1:]] if len(probes) > 1 else [probes]
-        alone = torch.cat([self._probe([group]) for group in groups])
-        try:
-            stack = Stack(model)
-        except InputError as error:
-            self._fall_back(str(error))
-            return None
-        stack.reset(len(groups))
-        if _same(alone, self._probe(groups)):
-            return stack
-        stack.close()
-        self._fall_back(f"{self._name} does not compute the same in a stack.")
-        return None
-
-    @torch.no_grad()
-    def _probe(self, groups: Sequence[np.ndarray], pack: bool = False) -> torch.Tensor:
-        """Mean losses (n,) of the examples of all groups, each group under a model of its own."""
-        examples = [[self.examples[row] for row in group] for group in groups]
-        batch = response_batch(examples, 2 * len(examples[0][0]) if pack else None)
-        batch, rows = batch.to(self.device), np.concatenate(groups)
-        losses = self._token_losses(rows, batch)
-        return mean_by_row(losses, batch.rows, len(rows)).nansum(dim=0)
-
-    def _fall_back(self, reason: str) -> None:
-        self.engine = "eager" if self.trunk is None else "cached_trunk"
-        self.notes.append(f"{reason} Models are trained one at a time.")
-
-    def _probes(self) -> np.ndarray:
-        """The longest examples, where an engine would go wrong first."""
-        return np.argsort([-len(example) for example in self.examples], kind="stable")[:PROBES]
-
-    @property
-    def _name(self) -> str:
-        model: Any = self.respond.model
-        return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-
-
-def _same(losses: torch.Tensor, others: torch.Tensor) -> bool:
-    return bool(((losses - others).abs() < TOLERANCE * losses.abs()).all())
-
-
-def _with_adapters(model: nn.Module, recipe: Recipe, seed: int) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=0.0,
-        target_modules="all-linear",
-    )
-    # peft draws A from the global generator; its state is put back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            raise InputError(f"LoRA cannot be put on {type(model).__name__}: {error}") from error

@@ -136,7 +136,8 @@ def intervene(
     )
     left = len(job.missing())
     if left:
-        print(f"{left} models are missing; the same command goes on")
+        without = " without --plan-only" if plan_only else ""
+        print(f"{left} models are missing; the same command{without} goes on")
         return None
     found = _summarise(settings.kind, config, plan, groups, scores, job)
     about = {

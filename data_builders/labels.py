@@ -1,6 +1,7 @@
 """Making labels: fine-tune the language model on every subset, record every target's loss."""
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from airrep.examples import InputError
+from airrep.label_mirror import LabelMirror
 from airrep.label_store import LabelStore, NotFiniteError
 from data_builders.finetune import FineTuner
 
@@ -20,17 +22,32 @@ HOPELESS = 3  # labels lost, and none made, before the rest is not tried
 class LabelJob:
     """Labels wanted in one store: its targets' rows among the tuner's, and how many repeats.
 
-    Repeat r > 0 trains the first `repeats` subsets of the plan again with another seed.
+    Repeat r > 0 trains the first `repeats` subsets of the plan again with another seed. Every
+    label goes to the `mirror` as well, where there is one.
     """
 
     store: LabelStore
     target_rows: np.ndarray
     repeats: int = 0
+    mirror: LabelMirror | None = None
 
     def missing(self) -> list[tuple[int, int]]:
         """(number, repeat) of every label that does not exist yet, in plan order."""
         again = [number for number in self.store.missing(repeat=1) if number < self.repeats]
         return [(n, 0) for n in self.store.missing(repeat=0)] + [(n, 1) for n in again]
+
+
+@dataclass(frozen=True)
+class TrainedLabel:
+    """Losses (targets,), how many trainings had diverged before, and the seconds of all of them.
+
+    Seconds are the label's share of its group's; loading the model, and running its frozen layers
+    once, is not in them.
+    """
+
+    losses: np.ndarray
+    attempt: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -41,30 +58,30 @@ class Group:
     subsets: Sequence[np.ndarray]
     target_rows: np.ndarray
 
-    def train(self, tuner: FineTuner, seed: int) -> list[tuple[np.ndarray, int]]:
-        """For each label the losses (targets,), and how many trainings had diverged before.
-
-        Losses that are not finite after `ATTEMPTS` trainings are returned as they are.
-        """
+    def train(self, tuner: FineTuner, seed: int) -> list[TrainedLabel]:
+        """The labels; losses that are not finite after `ATTEMPTS` trainings stay as they are."""
         found: dict[int, tuple[np.ndarray, int]] = {}
+        spent = np.zeros(len(self.labels))
         rows = list(range(len(self.labels)))
         for attempt in range(ATTEMPTS):
             if not rows:
                 break
             # The first attempt's seed is as if there were no others.
             again = [attempt] if attempt else []
+            started = time.perf_counter()
             losses = tuner.losses_of(
                 [self.subsets[row] for row in rows],
                 self.target_rows,
                 [np.random.default_rng([seed, *self.labels[row], *again]) for row in rows],
             )
+            spent[rows] += (time.perf_counter() - started) / len(rows)
             found |= {row: (own, attempt) for row, own in zip(rows, losses, strict=True)}
             rows = [row for row in rows if not np.isfinite(found[row][0]).all()]
-        return [found[row] for row in range(len(self.labels))]
+        return [TrainedLabel(*found[row], float(spent[row])) for row in range(len(spent))]
 
 
 # A group, whose it is, and what `Group.train` found.
-TrainedGroup = tuple[LabelJob, Group, list[tuple[np.ndarray, int]]]
+TrainedGroup = tuple[LabelJob, Group, list[TrainedLabel]]
 
 
 def make_labels(
@@ -134,11 +151,14 @@ def store_labels(trained: Iterable[TrainedGroup], count: int, show_progress: boo
     tried = 0
     with tqdm(total=count, desc="labels", unit="label", disable=not show_progress) as bar:
         for job, group, found in trained:
-            for (number, repeat), (losses, attempt) in zip(group.labels, found, strict=True):
+            for (number, repeat), made in zip(group.labels, found, strict=True):
                 try:
-                    job.store.write(number, losses, repeat, attempt)
+                    job.store.write(number, made.losses, repeat, made.attempt, made.seconds)
                 except NotFiniteError as error:
                     lost.append(error)
+                else:
+                    if job.mirror is not None:
+                        job.mirror.put(number, repeat)
             tried += len(found)
             bar.update(len(found))
             if len(lost) == tried >= HOPELESS:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from airrep.config import RunConfig
 from airrep.examples import InputError
-from airrep.label_store import Labels, LabelStore
+from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
 from airrep.verification import LEAST, ClaimKind, reruns_needed
@@ -118,7 +118,8 @@ def verify(
     """Verifies a run's labels and scores; writes verification.json and returns what is in it.
 
     `accepted` is the verdict: no label that was trained again is inconsistent, and no claim is
-    more than epsilon better than what fresh subsets say. Labels and subsets are drawn from
+    more than epsilon better than what fresh subsets say. A claim that rests on too few labels is
+    neither accepted nor refused. Labels and subsets are drawn from
     entropy of the operating system, after a hash of labels and scores is taken, so that their
     maker could not foresee them; where labels or scores have changed since, they are drawn anew.
     What is trained is kept below $AIRREP_CACHE (~/.cache/airrep), not in the run's folder, which
@@ -139,12 +140,13 @@ def verify(
     scores: list[ClaimedScores] = []
     if settings.tries_scores():
         scores = read_claims(folder, pool, targets, settings.methods, settings.claims)
-    commitment = _commitment(store, scores)
+    labels_sha256 = fingerprint_labels(store, map(store.read, REPEATS))
+    commitment = _commitment(labels_sha256, scores)
     drawing = trainer.work / "draw.json"
     entropy = _entropy(drawing, commitment, settings.entropy)
     drawn = draw_labels(list(known), count, entropy)
-    fresh = f", and on {settings.fresh} fresh subsets" if scores else ""
-    print(f"training again on the subsets of {count} of {len(known)} labels{fresh}")
+    fresh = f" and {settings.fresh} fresh subsets" if scores else ""
+    print(f"drawn: {count} of {len(known)} labels{fresh}; what is not in the cache is trained now")
     started = time.perf_counter()
     again = trainer.open_store("again", store.subsets)
     labels = check_labels(
@@ -158,14 +160,18 @@ def verify(
     )
     claims = _try_scores(settings, scores, trainer, store, stored, again, entropy)
     found = {
-        "accepted": labels["inconsistent"] == 0 and all(row["accepted"] for row in claims),
+        "accepted": labels["inconsistent"] == 0
+        and all(row["accepted"] is not False for row in claims),
         "labels": labels,
         "claims": claims,
         "trained": trainer.made,
+        "reused": trainer.reused,
         "seconds": time.perf_counter() - started,
         "entropy": str(entropy),  # too long for many readers of JSON numbers
         "entropy_given": settings.entropy is not None,
         "commitment": commitment,
+        # As results.json has it of the labels it was measured on.
+        "labels_sha256": labels_sha256,
         "settings": asdict(replace(settings, entropy=None)),
         **trainer.about,
         "versions": installed_versions(),
@@ -211,21 +217,18 @@ def describe(found: Mapping[str, Any]) -> Iterator[str]:
     yield from describe_labels(found["labels"], found["settings"]["confidence"])
     yield from map(describe_claim, found["claims"])
     verdict = "ACCEPTED" if found["accepted"] else "REJECTED"
+    unjudged = sum(row["accepted"] is None for row in found["claims"])
+    open_ends = f" ({unjudged} claims cannot be judged)" if unjudged else ""
     yield (
-        f"{verdict}: {found['trained']} labels trained now, {found['seconds']:.0f} s; "
-        f"--entropy {found['entropy']} draws the same again"
+        f"{verdict}{open_ends}: {found['trained']} labels trained now in {found['seconds']:.0f} s, "
+        f"{found['reused']} taken from the cache; --entropy {found['entropy']} draws the same again"
     )
 
 
-def _commitment(store: LabelStore, scores: Sequence[ClaimedScores]) -> str:
+def _commitment(labels_sha256: str, scores: Sequence[ClaimedScores]) -> str:
     """sha256 of the labels and scores that are verified."""
-    digest = hashlib.sha256(json.dumps(store.fingerprint, sort_keys=True).encode())
-    for repeat in REPEATS:
-        labels = store.read(repeat)
-        digest.update(labels.numbers.tobytes() + labels.losses.tobytes())
-    for one in scores:
-        digest.update(one.commitment().encode())
-    return digest.hexdigest()
+    parts = [labels_sha256, *(one.commitment() for one in scores)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _entropy(drawing: Path, commitment: str, given: int | None) -> int:

@@ -1,6 +1,7 @@
 """Claims about scores, tried on subsets that nobody has seen before the draw."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from airrep.attributors.given import GivenAttributor, GivenScores, read_scores
+from airrep.attributors.given import GivenAttributor
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
 from airrep.provenance import hash_files
 from airrep.run_folder import RunFolder
+from airrep.score_files import GivenScores, read_scores
 from airrep.verification import (
     LEAST,
     ClaimKind,
@@ -106,10 +108,12 @@ def check_claims(
     """A row a claim: what is claimed, what the labels give, and whether it is accepted.
 
     A claim must hold within `epsilon` on the `stored` labels, as they are, and on the `fresh`
-    ones with the margin that their number leaves. A file of subset scores of the stored `plan`
-    says nothing of fresh subsets: it is tried on stored ones trained `again`, where scores that
-    were fitted to the stored labels cannot be told. All claims together are judged with
-    `confidence`. Raises InputError for fewer than LEAST labels to try a file on.
+    ones with the margin that the number of both leaves: what is claimed is an estimate too. With
+    fewer than LEAST stored labels that margin means nothing, and `accepted` is None. A file of
+    subset scores of the stored `plan` says nothing of fresh subsets: it is tried on stored ones
+    trained `again`, where scores that were fitted to the stored labels cannot be told. All claims
+    together are judged with `confidence`. Raises InputError for fewer than LEAST labels to try a
+    file on.
     """
     each = 1 - (1 - confidence) / max(1, sum(len(one.claims) for one in scores))
     rows = []
@@ -149,17 +153,22 @@ def _row(
         for scores, labels in (on_stored, on_unseen)
     )
     stored, measured = claim_value(kind, *old), claim_value(kind, *new)
-    count = len(on_unseen[1].subsets)
-    margin = claim_margin(kind, claim_error(kind, *new), count, confidence)
+    counts = [len(labels.subsets) for _, labels in (on_stored, on_unseen)]
+    error = math.hypot(claim_error(kind, *old), claim_error(kind, *new))
+    margin = claim_margin(kind, error, min(counts), confidence)
+    accepted: bool | None = is_accepted(kind, claimed, stored, epsilon)
+    if accepted:
+        is_enough = min(counts) >= LEAST
+        accepted = is_accepted(kind, claimed, measured, epsilon, margin) if is_enough else None
     row = {
         "claim": kind,
         "claimed": claimed,
         "stored": stored,
         "measured": measured,
         "margin": margin,
-        "subsets": count,
-        "accepted": is_accepted(kind, claimed, stored, epsilon)
-        and is_accepted(kind, claimed, measured, epsilon, margin),
+        "subsets": counts[1],
+        "stored_subsets": counts[0],
+        "accepted": accepted,
     }
     if kind == "slope":
         residual = claim_value("residual", *new)
@@ -179,8 +188,17 @@ def describe_claim(row: Mapping[str, Any]) -> str:
     return (
         f"{row['method']}: {row['claim']} {row['claimed']:.3g} claimed, {row['stored']:.3g} on "
         f"the stored labels, {row['measured']:.3g} ± {row['margin']:.2g} on {row['subsets']} "
-        f"{where}{residual}: {'accepted' if row['accepted'] else 'REJECTED'}"
+        f"{where}{residual}: {_fate(row)}"
     )
+
+
+def _fate(row: Mapping[str, Any]) -> str:
+    if row["accepted"] is None:
+        return (
+            f"cannot be judged, for it rests on {row['stored_subsets']} stored labels, and at "
+            f"least {LEAST} are needed"
+        )
+    return "accepted" if row["accepted"] else "REJECTED"
 
 
 def _claimed_rows(folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -63,7 +63,7 @@ class Retrainer:
         self.seed = config.seed
         self.tuner = cache(lambda: load_tuner(pool, targets))
         self.show_progress = show_progress
-        self.made = 0
+        self.made = self.reused = 0  # labels
         root = cache_folder()
         folder = _sha256(str(store.path.resolve()) + self._digest(store.subsets))
         self.work = root / "verification" / folder[:16]
@@ -75,6 +75,7 @@ class Retrainer:
     def train(self, store: LabelStore, wanted: Sequence[Label]) -> None:
         """Makes the labels wanted that the store lacks."""
         job = WantedLabels(store, np.arange(len(self.targets)), wanted=wanted)
+        self.reused += len(set(wanted)) - len(job.missing())
         self.made += make_labels([job], self.tuner, self.seed, show_progress=self.show_progress)
 
     def _digest(self, plan: Sequence[np.ndarray]) -> str:
@@ -190,7 +191,7 @@ def describe_labels(labels: Mapping[str, Any], confidence: float) -> Iterator[st
     )
     yield f"limits ({labels['agreement']}): {limits}"
     yield (
-        f"{len(labels['reruns'])} of {labels['labels']} labels trained again, "
+        f"{len(labels['reruns'])} of {labels['labels']} labels held against training again, "
         f"{labels['inconsistent']} inconsistent: at most {labels['inconsistent_at_most']:.1%} of "
         f"all labels are, with confidence {confidence:g}"
     )

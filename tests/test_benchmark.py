@@ -11,7 +11,6 @@ from planted import Planted, planted_benchmark
 from tiny_models import tiny_encoder
 
 from airrep.attributors import make_attributor
-from airrep.attributors.given import read_scores, write_scores
 from airrep.benchmark import describe_benchmark, evaluate_benchmark, open_benchmark
 from airrep.config import DataConfig, RunConfig, SubsetConfig
 from airrep.encoder import AirRepEncoder
@@ -21,6 +20,7 @@ from airrep.label_stages import make_labels
 from airrep.label_store import LabelStore
 from airrep.published import import_published
 from airrep.run_folder import RunFolder
+from airrep.score_files import read_scores, write_scores
 from data_builders.recipes import Recipe
 
 PLANTED = planted_benchmark()
@@ -259,7 +259,7 @@ def test_labels_may_be_merged_but_not_added_to(benchmark):
     store.merge()
     open_benchmark(benchmark)
     store.write(1, PLANTED.labels.losses[:, 1], repeat=1)
-    with pytest.raises(InputError, match="describe the folder again with `airrep benchmark`"):
+    with pytest.raises(InputError, match="describe the folder again with `airrep benchmark make`"):
         open_benchmark(benchmark)
     assert describe_benchmark(benchmark)["repeat_labels"] == 11
     assert len(open_benchmark(benchmark).repeat_labels.subsets) == 11
@@ -406,3 +406,14 @@ def test_a_published_set_lacks_no_file(tmp_path):
     (write_published(tmp_path / "set") / "lds.jsonl").unlink()
     with pytest.raises(InputError, match=r"There is no file .*lds\.jsonl; train, test and lds"):
         import_published(tmp_path / "set", tmp_path / "out")
+
+
+def test_the_method_of_the_documentation_runs(described, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "compare_your_method.md").read_text()
+    code = next(block for block in text.split("```python\n") if "class " in block)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    shutil.copytree(described, tmp_path / "out" / "theirs")
+    exec(code.split("```")[0], {"__name__": "documentation"})
+    assert (tmp_path / "out" / "judged" / "results.json").is_file()
+    assert capsys.readouterr().out.count(",") == 1

@@ -20,6 +20,7 @@ from airrep.label_store import LabelStore
 from tests.tiny_lm import save_tiny_lm
 from tests.tiny_models import tiny_encoder
 
+Fails = Callable[..., str]
 WORDS = ("capital", "country", "number", "word", "city", "river", "plural", "colour")
 
 
@@ -109,7 +110,59 @@ def test_results_are_made_again_only_when_something_differs(
     assert made_again()
 
 
-Fails = Callable[..., str]
+def test_the_page_shows_what_else_the_folder_has(
+    run: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run[1], tmp_path / "run")
+    flags = ["--config", run[0], f"--output={copy}", "--train.validation_subsets=0.5"]
+    flags += ["--train.validation_targets=0.3"]
+    (copy / "test_labels").rename(tmp_path / "unseen")  # a curve does without the test labels
+    assert main(["learning-curve", *flags, "--counts", "4", "--seeds", "1"]) == 0
+    (tmp_path / "unseen").rename(copy / "test_labels")
+    assert "     4 labels: LDS " in capsys.readouterr().out
+    intervention = ["--kind", "removal", "--k", "2", "--targets", "1", "--seeds", "1"]
+    assert main(["intervene", *flags[:3], *intervention, "--methods", "bm25"]) == 0
+    assert main(["verify", *flags[:3], "--count", "1", "--fresh", "0", "--agreement=exact"]) == 0
+    assert main(["report", *flags[:3]]) == 0
+    page = (copy / "index.html").read_text()
+    for heading in ("What more labels would bring", "Removing the most helpful", "again: accepted"):
+        assert heading in page
+    for split in ("train", "test"):
+        store = LabelStore.open(copy / f"{split}_labels")
+        store.write(0, store.read().losses[:, 0] + 1)
+    capsys.readouterr()
+    assert main(["report", *flags[:3]]) == 0
+    said = capsys.readouterr().out
+    assert "verification.json is of other test labels than are there now: left out" in said
+    assert "learning_curve.json is of other train labels than are there now: left out" in said
+    assert "again: accepted" not in (copy / "index.html").read_text()
+
+
+@pytest.mark.parametrize("file", ["interventions.json", "verification.json"])
+def test_damaged_findings_are_named(run: tuple[str, Path], file: str, fails: Fails) -> None:
+    path = run[1] / file
+    try:
+        path.write_text("[1")
+        assert f"{path} is not a JSON object; delete it" in fails("report", "--config", run[0])
+    finally:
+        path.unlink()
+
+
+def test_columns_with_other_names(run: tuple[str, Path], tmp_path: Path, fails: Fails) -> None:
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text('{"text": "what is the capital?", "says": "the city"}\n' * 2)
+    command = ["rank", "--encoder", str(run[1] / "encoder"), f"--examples={pool}"]
+    command += [f"--targets={pool}", "--top-k", "1", f"--output={tmp_path / 'found.jsonl'}"]
+    line = fails(*command)
+    assert "its columns are text, says. Name them: data.columns.prompt" in line
+    assert "--columns prompt=NAME,response=NAME for other commands" in line
+    assert "--columns has 'prompt'; give FIELD=NAME" in fails(*command, "--columns", "prompt")
+    assert "--columns has 'text=prompt'" in fails(*command, "--columns", "text=prompt")
+    named = "--columns=prompt=text, response=says"
+    assert main([*command, named]) == 0
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 2
+    index = ["index", *command[1:4], f"--output={tmp_path / 'index'}", named]
+    assert main(index) == 0
 
 
 @pytest.fixture
@@ -136,6 +189,12 @@ def test_a_run_leaves_everything_in_its_folder(run: tuple[str, Path]) -> None:
     assert names == {"airrep", "embedding", "bm25", "tfidf", "same_task", "random"}
     assert results["noise_ceiling"]["subsets"] == 2
     assert results["config"]["recipe"]["learning_rate"] == 0.01
+    learned = next(row for row in results["methods"] if row["name"] == "airrep")
+    training = json.loads((run[1] / "train.json").read_text())["seconds"]
+    labels = LabelStore.open(run[1] / "train_labels").seconds()
+    assert learned["prepare_seconds"] == pytest.approx(training + sum(labels.values()))
+    assert learned["prepare_seconds"] > training > 0
+    assert learned["break_even_examples"] is not None
     page = (run[1] / "index.html").read_text()
     assert 'id="block-targets-0"' in page
     losses = LabelStore.open(run[1] / "train_labels").read().losses
@@ -319,7 +378,9 @@ def test_wrong_models_and_outputs(run: tuple[str, Path], tmp_path: Path, fails: 
     targets = ["--targets", str(folder / "test_targets.jsonl")]
     query = ["score", *encoder, *pool, *targets, "--subsets", str(candidates)]
     assert "c.jsonl line 1 names 1 ids that are not in the pool" in fails(*query)
-    assert "ask for at least one row" in fails("rank", *encoder, *pool, *targets, "--top-k", "0")
+    rank = ["rank", *encoder, *pool, *targets]
+    assert "ask for at least one row" in fails(*rank, "--top-k", "0")
+    assert "device 'meta' cannot be used here" in fails(*rank, "--device", "meta")
 
 
 def _queries(folder: Path) -> dict[str, list[str]]:
@@ -400,9 +461,11 @@ def test_files_of_candidates_are_named_once(
         ("labels --output x --engine.name foo", "engine.name got foo; it takes one of 'auto', '"),
         ("labels --output x --data.corpus.tasks 3", "data.corpus.tasks got 3; it takes a list or"),
         ("labels --output x --imported 5", "imported got 5; it takes its keys or null."),
-        ("labels --output x --imported.train a", "imported needs test; give a flag"),
-        ("labels", "labels needs output; give a flag"),
-        ("rank --encoder x", "rank needs examples, targets; give a flag"),
+        ("labels --output x --imported.train a", "imported needs test; give --imported.test"),
+        ("labels", "labels needs output; give --output, or a line in the config file."),
+        ("rank --encoder x", "rank needs examples, targets; give --examples, --targets, or a"),
+        ("evaluate --benchmark=x --methods none", "There is no method 'none'"),
+        ("evaluate --benchmark x --scores a=x.npy,a=y.npy", "--scores names 'a' twice"),
         ("rank --config no-such-file.yaml", "config: File does not exist"),
     ],
 )
@@ -490,6 +553,8 @@ def test_imported_labels(tmp_path: Path, models: dict[str, str], fails: Fails) -
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["name"] for row in results["methods"]] == ["airrep", "random"]
     assert results["noise_ceiling"] is None
+    # Whoever made them knows how long it took.
+    assert results["methods"][0]["prepare_seconds"] is None
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]", "null", "{}", '{"methods": "x"}'])
@@ -520,16 +585,17 @@ def test_a_run_becomes_a_benchmark_that_judges_scores_of_outside_tools(
     run: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     config, folder = run
-    assert main(["benchmark", "--config", config, "--licence", "CC0"]) == 0
+    assert main(["benchmark", "make", "--config", config, "--licence", "CC0"]) == 0
     about = json.loads((folder / "benchmark.json").read_text())
     assert (about["licence"], about["labels"], about["repeat_labels"]) == ("CC0", 4, 2)
     ours = folder / "scores" / "airrep.npy"
-    command = ["judge", "--benchmark", str(folder), "--methods", "bm25", "--output", str(tmp_path)]
+    command = ["evaluate", f"--benchmark={folder}", "--methods=bm25", f"--output={tmp_path}"]
     encoder = ["--encoder", str(folder / "encoder")]
     assert main([*command, *encoder, "--scores", f"outside={ours}"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     found = {row["name"]: row["lds"] for row in results["methods"]}
     assert list(found) == ["airrep", "bm25", "outside"]
+    assert results["methods"][2]["examples_per_second"] is None
     assert found["airrep"] == found["outside"]
     assert "outside" in capsys.readouterr().out
     line = fails(*command, "--scores", "outside")
@@ -576,3 +642,16 @@ def test_labels_are_verified_by_training_again(
         store.write(number, losses[::-1, number])
     assert main(command) == 1
     assert main([*command, "--share", "2"]) == 2
+
+
+def test_every_flag_says_what_it_is() -> None:
+    from airrep.cli import _QUERIES, _STAGES, make_parser
+
+    for command in (*_STAGES, *_QUERIES):
+        parser = make_parser(command)._subcommands_action._name_parser_map[command]
+        silent = [
+            action.option_strings[0]
+            for action in parser._actions
+            if action.option_strings and not action.help
+        ]
+        assert not silent, command

@@ -125,7 +125,7 @@ def test_labels_are_those_made_here_though_a_node_joins_and_a_worker_is_killed(
     killed: list[tuple[str, int]] = []
     write = LabelStore.write
 
-    def interfere(self: LabelStore, number: int, losses: Any, repeat: int, attempt: int) -> None:
+    def interfere(self: LabelStore, number: int, losses: Any, repeat: int, *more: Any) -> None:
         writes.append((number, repeat))
         if len(writes) == 1:
             nodes.add_node(num_cpus=1)
@@ -135,7 +135,7 @@ def test_labels_are_those_made_here_though_a_node_joins_and_a_worker_is_killed(
                 time.sleep(0.01)
             killed.append(entries(diary, "begins")[-1])
             os.kill(killed[0][1], signal.SIGKILL)
-        write(self, number, losses, repeat, attempt)
+        write(self, number, losses, repeat, *more)
 
     monkeypatch.setattr(LabelStore, "write", interfere)
     with pytest.raises(InputError, match=lost):
@@ -145,6 +145,7 @@ def test_labels_are_those_made_here_though_a_node_joins_and_a_worker_is_killed(
         np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6)
         np.testing.assert_array_equal(found.numbers, expected.numbers)
     assert remote.store.attempts() == local.store.attempts() == {2: 1}
+    assert set(remote.store.seconds()) == {0, 1, 2, 3}
     assert sorted(writes) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (4, 0)]
     assert len({node for node, _ in entries(diary, "begins")}) == 2
     assert Counter(entries(diary, "begins")) - Counter(entries(diary, "ends")) == Counter(killed)

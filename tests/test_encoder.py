@@ -22,7 +22,7 @@ from transformers import (
     T5Model,
 )
 
-from airrep.encoder import AirRepEncoder
+from airrep.encoder import AirRepEncoder, add_lora, merge_lora
 from airrep.examples import Example, InputError
 
 EXAMPLES = [
@@ -84,6 +84,31 @@ def test_round_trip(encoder: AirRepEncoder, tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_untrained_adapters_change_nothing_and_come_off(encoder: AirRepEncoder) -> None:
+    expected, names = encoder.encode(EXAMPLES), encoder.state_dict().keys()
+    state = torch.get_rng_state()
+    add_lora(encoder, rank=2, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    adapters = {
+        name: parameter for name, parameter in encoder.named_parameters() if "lora_" in name
+    }
+    assert len(adapters) == 2 * 6 * 3  # two matrices for each of six linear layers in three layers
+    torch.testing.assert_close(encoder.encode(EXAMPLES), expected)
+    for parameter in adapters.values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    changed = encoder.encode(EXAMPLES)
+    assert (changed - expected).abs().max() > 0.01
+    merge_lora(encoder)
+    assert encoder.state_dict().keys() == names
+    torch.testing.assert_close(encoder.encode(EXAMPLES), changed, atol=1e-5, rtol=1e-4)
+
+
+def test_a_base_without_linear_layers_takes_no_adapters(tmp_path: Path) -> None:
+    encoder = AirRepEncoder.from_base(tiny_encoder(tmp_path, layers=0))
+    with pytest.raises(InputError, match=r"LoRA cannot be put on BertModel .* leave lora_rank out"):
+        add_lora(encoder, rank=2, seed=0)
 
 
 def test_reads_the_published_checkpoints(encoder: AirRepEncoder, tmp_path: Path) -> None:

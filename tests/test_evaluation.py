@@ -1,5 +1,6 @@
 """Evaluation: a planted method wins, chance does not, and every number means what it says."""
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -10,8 +11,10 @@ from planted import Planted, planted_benchmark, planted_methods
 from tiny_models import tiny_encoder
 
 from airrep.attributors import make_attributor
+from airrep.attributors.given import GivenAttributor
 from airrep.encoder import AirRepEncoder
 from airrep.evaluation import evaluate
+from airrep.evaluation_rows import NOTICEABLE, MethodRun, preparation
 from airrep.examples import InputError
 from airrep.metrics import (
     Resamples,
@@ -23,7 +26,8 @@ from airrep.metrics import (
     linear_gap,
     noise_ceiling,
 )
-from airrep.verdict import key_figures, verdict
+from airrep.score_files import GivenScores
+from airrep.verdict import FEW_REPEATS, describe, key_figures, verdict
 
 BENCHMARK = planted_benchmark()
 
@@ -186,12 +190,62 @@ def test_preparation_is_set_against_the_slower_methods():
     found = row(results, "tfidf")
     assert found["prepare_seconds"] == 10.0
     rates = {method["name"]: method["examples_per_second"] for method in results["methods"]}
-    sizes = {name: break_even(10.0, rates["tfidf"], rates[name]) for name in ("airrep", "random")}
-    assert found["break_even_examples"] == {
-        name: size for name, size in sizes.items() if size is not None
+    sizes = {
+        name: break_even(10.0, rates["tfidf"], rates[name])
+        for name in ("airrep", "random")
+        if rates[name] * NOTICEABLE < rates["tfidf"]
     }
-    slower = {name for name in ("airrep", "tfidf") if rates[name] < rates["random"]}
+    assert found["break_even_examples"] == sizes
+    slower = {name for name in ("airrep", "tfidf") if rates[name] * NOTICEABLE < rates["random"]}
     assert row(results, "random")["break_even_examples"] == dict.fromkeys(slower, 0)
+
+
+def test_rates_that_are_nearly_the_same_are_not_set_against_each_other():
+    runs = [
+        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)
+        for name, rate in (("fast", 120.0), ("near", 101.0), ("slow", 99.0), ("unknown", None))
+    ]
+    assert preparation(runs[0], runs, 10.0)["break_even_examples"] == {
+        "slow": break_even(10.0, 120.0, 99.0)
+    }
+    assert preparation(runs[3], runs, 10.0)["break_even_examples"] is None
+
+
+def test_the_verdict_says_what_learning_cost(evaluated):
+    results = copy.deepcopy(evaluated[0])
+    learned = row(results, "airrep")
+
+    def lead(seconds, sizes):
+        learned.update(prepare_seconds=seconds, break_even_examples=sizes)
+        return verdict(results)["lead"]
+
+    unknown = "What its labels and training cost is not known, nor when AirRep pays off in time."
+    assert lead(None, None).endswith(unknown)
+    assert lead(1234.6, {"slow": 5000, "tfidf": 70}).endswith(
+        "Labels and training took 1,235 s, which pays off in time from this number of pool "
+        "examples on: 70 against TF-IDF, 5,000 against slow."
+    )
+    assert "AirRep prepares a pool no faster than any of these" in lead(3.0, {})
+
+
+def test_a_ceiling_from_few_repeats_is_called_a_guess(evaluated):
+    results = copy.deepcopy(evaluated[0])
+    for repeats, warns in ((FEW_REPEATS, False), (FEW_REPEATS - 1, True)):
+        results["noise_ceiling"]["subsets"] = repeats
+        assert ("as a guess" in verdict(results)["lead"]) == warns
+        share = next(f for f in key_figures(results) if f["name"] == "Share of the noise ceiling")
+        assert ("from only 4 repeated subsets" in share["note"]) == warns
+
+
+def test_what_scores_of_outside_tools_cost_is_not_known():
+    given = GivenScores("a file", BENCHMARK.truth.astype(np.float32))
+    results, _ = run({"mine": GivenAttributor(given), "tfidf": make_attributor("tfidf")})
+    mine = row(results, "mine")
+    for key in ("fit_seconds", "query_seconds", "examples_per_second", "bytes_per_example"):
+        assert mine[key] is None
+        assert row(results, "tfidf")[key] > 0
+    assert "Examples a second" not in {figure["name"] for figure in key_figures(results)}
+    assert [line.split()[-1] for line in describe(results)][1:3] == ["mine", "tfidf"]
 
 
 def test_the_sign_test_counts_targets(evaluated):

@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from airrep.attributor import Attributor, pack_text
 from airrep.attributors import make_attributor
-from airrep.attributors.given import GivenAttributor, GivenScores, read_scores, write_scores
+from airrep.attributors.given import GivenAttributor
 from airrep.examples import Example, InputError
+from airrep.score_files import GivenScores, read_scores, write_scores
 
 POOL = [Example(f"pool-{row}", "ask", "reply") for row in range(4)]
 TARGETS = [Example(f"target-{row}", "ask", "reply") for row in range(3)]

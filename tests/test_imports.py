@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # The top of the package, which puts the rooms together.
-TOP = {"airrep.cli", "airrep.config", "airrep.label_stages", "airrep.queries", "airrep.stages"}
+TOP = {
+    "airrep.cli",
+    "airrep.config",
+    "airrep.label_stages",
+    "airrep.queries",
+    "airrep.run_methods",
+    "airrep.stages",
+}
 # These know nothing but each other.
 FOUNDATIONS = {
     "airrep",

@@ -258,7 +258,7 @@ def test_plan_only_trains_one_model_and_says_how_long_the_rest_takes(
     assert intervene(config, settings, load, plan_only=True, show_progress=False) is None
     said = capsys.readouterr().out
     assert "s a model: about" in said
-    assert "4 models are missing; the same command goes on" in said
+    assert "4 models are missing; the same command without --plan-only goes on" in said
     found = run(config, "selection", k="25%", base=12)
     assert found is not None
     assert found["base"] == 12

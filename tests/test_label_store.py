@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from airrep.examples import Example, InputError, fingerprint_examples, write_examples
 from airrep.label_files import Shard, shard_bytes
-from airrep.label_store import LabelStore, fingerprint_plan, import_npz
+from airrep.label_store import LabelStore, fingerprint_labels, fingerprint_plan, import_npz
 from airrep.run_folder import RunFolder
 
 PLAN = [np.asarray(rows) for rows in ([0, 1, 2], [1, 3], [2, 4, 5], [0, 5], [3, 4])]
@@ -325,8 +325,26 @@ def test_a_manifest_that_names_no_plan_is_refused(store: LabelStore) -> None:
 
 def test_shards_have_the_same_bytes_in_every_process() -> None:
     """Maps of the Rust library have an order of their own, even inside one process."""
-    shard = Shard(np.asarray([12, 3]), np.zeros((2, 4), dtype=np.float32), {12: 1, 3: 2})
+    notes = {12: 1, 3: 2}, {12: 0.5, 3: 2.0}
+    shard = Shard(np.asarray([12, 3]), np.zeros((2, 4), dtype=np.float32), *notes)
     assert len({shard_bytes(shard) for _ in range(20)}) == 1
+
+
+def test_seconds_stay_with_their_label(store: LabelStore) -> None:
+    before = fingerprint_labels(store, [store.read()])
+    store.write(0, losses_of(0), seconds=1.5)
+    store.write(1, losses_of(1), seconds=2.25)
+    store.write(1, losses_of(1), repeat=1, seconds=4.0)
+    store.write(2, losses_of(2))
+    assert store.seconds() == {0: 1.5, 1: 2.25}
+    store.merge()
+    assert (store.seconds(), store.seconds(repeat=1)) == ({0: 1.5, 1: 2.25}, {1: 4.0})
+    untimed = fingerprint_labels(store, [store.read()])
+    store.write(0, losses_of(0), seconds=9.0)
+    assert store.seconds() == {0: 9.0, 1: 2.25}
+    assert fingerprint_labels(store, [store.read()]) == untimed != before
+    store.write(1, losses_of(1))
+    assert store.seconds() == {0: 9.0}
 
 
 @pytest.mark.parametrize("attempts", [{"attempts": '{"1": 2}'}, {}])
@@ -337,6 +355,7 @@ def test_earlier_shards_are_read(store: LabelStore, attempts: dict[str, str]) ->
     path.write_bytes(save(arrays, metadata=about))
     assert_holds(store, [1])
     assert store.attempts() == ({1: 2} if attempts else {})
+    assert store.seconds() == {}
     store.merge()
     assert_holds(store, [1])
     assert store.attempts() == ({1: 2} if attempts else {})
@@ -348,6 +367,7 @@ def test_earlier_shards_are_read(store: LabelStore, attempts: dict[str, str]) ->
         {"about": "{"},
         {"about": "3"},
         {"about": '{"attempts": {}}'},
+        {"about": '{"sha256": "x", "attempts": {}, "seconds": [1]}'},
         {"about": '{"sha256": "x", "attempts": [1]}'},
         {"sha256": "x", "attempts": "{"},
         {"sha256": "x", "attempts": '{"a": 1}'},

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from airrep.examples import InputError
+from airrep.label_mirror import LabelMirror
 from airrep.label_store import LabelStore
 from data_builders.finetune import FineTuner
 from data_builders.labels import LabelJob, make_labels, parse_shard
@@ -47,11 +48,18 @@ def read(job: LabelJob) -> tuple[np.ndarray, np.ndarray]:
 
 def test_every_label_and_every_repeat_is_made_once(tmp_path: Path, tuner: FineTuner) -> None:
     job = new_job(tmp_path / "store")
+    started = time.perf_counter()
     assert make(job, tuner) == 7
+    wall = time.perf_counter() - started
     losses, again = read(job)
     assert losses.shape == (6, 5)
     assert again.shape == (6, 2)
     assert np.abs(losses[:, :2] - again).max() > 1e-5
+    assert set(job.store.seconds()) == {0, 1, 2, 3, 4}
+    assert set(job.store.seconds(repeat=1)) == {0, 1}
+    spent = [*job.store.seconds().values(), *job.store.seconds(repeat=1).values()]
+    assert min(spent) > 0
+    assert sum(spent) < wall
     expected = tuner.losses(PLAN[3], np.arange(6), np.random.default_rng([3, 3, 0]))
     np.testing.assert_array_equal(losses[:, 3], expected)
 
@@ -189,3 +197,22 @@ def test_killed_and_run_again_ends_in_the_same_labels(tmp_path: Path, tuner: Fin
     make(undisturbed, tuner)
     for one, other in zip(read(killed), read(undisturbed), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_workers_without_a_common_disk_make_no_label_twice(
+    tmp_path: Path, tuner: FineTuner
+) -> None:
+    url = f"file://{tmp_path}/mirror"
+    jobs = []
+    for name in ("one", "two"):
+        job = new_job(tmp_path / name)
+        jobs.append(replace(job, mirror=LabelMirror(job.store, url)))
+    assert make(jobs[0], tuner, shard="1/2") == 4
+    assert jobs[1].mirror is not None
+    assert jobs[1].mirror.sync() == 4
+    assert make(jobs[1], tuner) == 3
+    assert jobs[0].mirror is not None
+    assert jobs[0].mirror.sync() == 3
+    assert make(jobs[0], tuner) == 0
+    for mine, theirs in zip(read(jobs[0]), read(jobs[1]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

@@ -162,6 +162,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     results, scores = evaluate(
         planted_methods(planted.truth), pool, targets, planted.labels, benchmark=NASTY, draws=20
     )
+    results["learning_curve"] = [
+        {"labels": 10, "lds": 0.3, "ci95": [0.2, 0.4], "by_seed": [0.28, 0.32]},
+        {"labels": 20, "lds": 0.5, "ci95": [0.4, 0.6], "by_seed": [0.5, 0.5]},
+    ]
     path = tmp_path_factory.mktemp("page") / "index.html"
     write_report(path, results, pool, targets, planted.labels, scores)
     return path.as_uri()
@@ -186,6 +190,7 @@ def count(browser: Browser, selector: str) -> int:
 def test_the_page_opens_alone_and_draws(opened: Browser, page: str) -> None:
     opened.wait("document.querySelectorAll('#plot-cost .point').length === 4")
     opened.wait("document.querySelectorAll('.views .scatter .point').length === 24")
+    opened.wait("document.querySelectorAll('#plot-learning .point').length === 4 + 2")
     assert opened.requests() == [page]
     assert opened.complaints() == []
     assert count(opened, "#targets input") == 24

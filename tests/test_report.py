@@ -15,12 +15,14 @@ import pytest
 from planted import HOSTILE, planted_benchmark, planted_methods
 
 from airrep.attributors import make_attributor
+from airrep.attributors.given import GivenAttributor
 from airrep.evaluation import evaluate
 from airrep.examples import InputError
 from airrep.report import TEMPLATES, explorer_page, write_report
 from airrep.report_charts import bar_chart, plots, task_table
 from airrep.report_data import EXAMPLES_A_BLOCK, TARGETS_A_BLOCK, TEXT_LIMIT, explorer_blocks
 from airrep.report_tables import amount, cost_table, quality_table
+from airrep.score_files import GivenScores
 
 BENCHMARK = planted_benchmark()
 VOID = {"meta", "input", "link", "br", "img", "hr"}
@@ -129,15 +131,61 @@ def with_everything(results: dict) -> dict:
     for row in results["differences"]:
         row["sign_test"] = {"wins": 18, "losses": 6, "ties": 0, "p": 0.0227}
     results["learning_curve"] = [
-        {"labels": 1200, "lds": 0.44, "ci95": [0.4, 0.5]},
-        {"labels": 600, "lds": 0.31, "ci95": [0.2, 0.4]},
+        {"labels": 1200, "lds": 0.44, "ci95": [0.4, 0.5], "by_seed": [0.43, 0.45]},
+        {"labels": 600, "lds": 0.31, "ci95": [0.2, 0.4], "by_seed": [0.31]},
     ]
+    results["interventions"] = INTERVENTIONS
+    results["verification"] = VERIFICATION
     return results
+
+
+BEYOND = {"mean": 0.0512, "random": 0.0102, "difference": 0.041, "ci95": [0.01, 0.07], "targets": 5}
+INTERVENTIONS = {
+    "removal": {
+        "comparisons": [
+            {"method": "airrep", "k": 20, "random": BEYOND, "control": {**BEYOND, "ci95": [0, 1]}},
+            {"method": "<i>", "k": 5, "random": BEYOND, "control": None},
+        ],
+        "settings": {"seeds": 3},
+    },
+    "selection": {
+        "comparisons": [
+            {"method": "bm25", "k": 52, "exact_match": BEYOND,
+             "loss": {**BEYOND, "difference": -0.2}}
+        ],
+        "everything": {"loss": 1.2345, "exact_match": 0.5},
+        "settings": {"seeds": 2},
+    },
+    "leave_one_out": {
+        "comparisons": [{"method": "tfidf", "spearman": {"mean": 0.111, "ci95": [-0.05, 0.25]}}],
+        "rows": list(range(33)),
+        "reliability": 0.37,
+        "settings": {"seeds": 4},
+    },
+}  # fmt: skip
+CLAIM = {"method": "airrep", "claim": "lds", "claimed": 0.506, "stored": 0.505, "measured": 0.47,
+         "margin": 0.061, "subsets": 32, "accepted": True}  # fmt: skip
+VERIFICATION = {
+    "accepted": False,
+    "labels": {
+        "agreement": "seeds", "labels": 58, "reruns": [{}] * 41, "inconsistent": 1,
+        "inconsistent_at_most": 0.0512,
+    },
+    "claims": [CLAIM, CLAIM | {"claim": "slope", "accepted": False}, CLAIM | {"accepted": None}],
+    "settings": {"confidence": 0.95},
+}  # fmt: skip
 
 
 OPTIONAL = (
     "58%", "0.93", "12%", "0.72", "0.81", "377", "15,432 (TF-IDF), 7 (later)", "18 : 6",
-    "(p = 0.023)", "+0.125", "1,200",
+    "(p = 0.023)", "+0.125", "1,200", "0.430, 0.450",
+    "+0.0512 +0.0102 +0.0410 (+0.0100 to +0.0700) +0.0410 (+0.0000 to +1.0000)",
+    "Means over 3 seeds", "-0.2000 (+0.0100 to +0.0700) +0.041 (+0.010 to +0.070)",
+    "Training on everything gives 1.2345. Means over 2 seeds", "0.111 -0.050 to 0.250",
+    "agree with a rank correlation of 0.37", "33 examples were left out",
+    "Verified by training again: rejected", "58 41 1 5.1%", "as alike as two seeds",
+    "lds 0.506 0.505 0.47 ± 0.061 accepted", "slope 0.506 0.505 0.47 ± 0.061 REJECTED",
+    "cannot be judged", "New labels are of 32 subsets",
 )  # fmt: skip
 
 
@@ -266,9 +314,12 @@ def test_optional_numbers_are_shown_and_explained(results, tmp_path):
     path = tmp_path / "index.html"
     write(path, with_everything(results[0]), results[1])
     html = path.read_text(encoding="utf-8")
-    text = " ".join(Page(html).text().split())
+    # In the page's order, with the texts of a table's cells side by side.
+    text = " ".join(re.sub(r"<[^>]*>", " ", html.split("<main")[1].split("<script")[0]).split())
     for number in OPTIONAL:
         assert number in text, number
+    assert "Nothing here was checked by removing" not in text
+    assert "<i>" not in html
     page = Page(html)
     heads = [
         attributes["title"]
@@ -311,8 +362,8 @@ def test_charts_say_in_words_what_they_show():
              {"predicted": 1, "measured": 0.75, "low": 0, "high": 1, "count": 3}]}},
     ]  # fmt: skip
     curve = [
-        {"labels": 2000, "lds": 0.5, "ci95": [0, 1]},
-        {"labels": 50, "lds": 0.1, "ci95": [0, 1]},
+        {"labels": 2000, "lds": 0.5, "ci95": [0, 1], "by_seed": [0.5]},
+        {"labels": 50, "lds": 0.1, "ci95": [0, 1], "by_seed": [0.1]},
     ]
     found = plots({"learning_curve": curve, "noise_ceiling": None}, rows, "airrep")
     assert (
@@ -478,3 +529,21 @@ def test_a_package_that_is_missing_is_named(results, tmp_path, monkeypatch, modu
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"needs {name}; run `pip install airrep\[report\]`"):
         write(tmp_path / "index.html", *results)
+
+
+def test_a_page_of_given_scores_with_a_ceiling_from_few_repeats(tmp_path):
+    given = GivenScores("a file", BENCHMARK.truth.astype(np.float32))
+    repeats = replace(
+        BENCHMARK.repeats,
+        subsets=BENCHMARK.repeats.subsets[:3],
+        losses=BENCHMARK.repeats.losses[:, :3],
+        numbers=BENCHMARK.repeats.numbers[:3],
+    )
+    results, scores = evaluated({"mine": GivenAttributor(given)}, repeat_labels=repeats)
+    write(tmp_path / "index.html", results, scores)
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "cost" not in settings_of(html)["plots"]
+    text = " ".join(Page(html).text().split())
+    assert "Fewer than 5 repeated subsets: the ceiling" in text
+    assert "take that ceiling, and shares of it, as a guess" in text
+    assert "Examples/s" not in text

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,18 @@ from train_in_process import settings_of, train
 from training_task import files_in, planted_examples, planted_labels
 
 import airrep.trainer
+from airrep import stages
 from airrep.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from airrep.config import RunConfig
 from airrep.encoder import AirRepEncoder
-from airrep.examples import InputError
-from airrep.holdout import hold_out
-from airrep.label_store import Labels
+from airrep.examples import InputError, fingerprint_examples, write_examples
+from airrep.holdout import held_out_labels, hold_out
+from airrep.label_store import Labels, LabelStore
+from airrep.objectives import standardise_labels
+from airrep.reliability import reliability_weights
+from airrep.run_folder import RunFolder
 from airrep.train_settings import TrainSettings
+from airrep.train_state import layer_depths
 from airrep.trainer import TrainResult, train_encoder
 
 HERE = Path(__file__).parent
@@ -67,12 +74,12 @@ def history(result: TrainResult, *keys: str) -> list[tuple[Any, ...]]:
     return [tuple(entry[key] for key in keys) for entry in result.history]
 
 
-def turned_round(settings: TrainSettings) -> Labels:
+def turned_round(settings: TrainSettings, labels: Labels = LABELS) -> Labels:
     """Labels whose held-out part says the opposite of the rest."""
-    split = hold_out(LABELS, settings)
-    losses = LABELS.losses.copy()
+    split = hold_out(labels, settings)
+    losses = labels.losses.copy()
     losses[np.ix_(split.held_targets, split.held_subsets)] *= -1
-    return replace(LABELS, losses=losses)
+    return replace(labels, losses=losses)
 
 
 def test_a_planted_signal_is_learned(run: Callable[..., TrainResult]) -> None:
@@ -166,6 +173,30 @@ def test_target_weights(run: Callable[..., TrainResult]) -> None:
     assert history(a, *trained) != history(run(), *trained)
 
 
+def test_unreliable_targets_weigh_less(run: Callable[..., TrainResult]) -> None:
+    """A training target of noise alone nearly leaves the objective; nothing held out is read."""
+    settings = replace(QUICK, target_weighting="reliability")
+    split = hold_out(LABELS, settings)
+    losses = LABELS.losses.copy()
+    losses[split.train_targets[0]] = np.random.default_rng(0).normal(3, 1, losses.shape[1])
+    noisy = replace(LABELS, losses=losses)
+    trained = ("loss", "gradient_norm")
+    weights = np.ones(len(TARGETS))
+    kept = np.ix_(split.train_targets, split.train_subsets)
+    weights[split.train_targets] = reliability_weights(standardise_labels(losses[kept])[0])
+    assert weights[split.train_targets[0]] < 0.3 < 0.5 < weights[split.train_targets[1:]].min()
+    weighed = run(settings, noisy)
+    assert history(weighed, *trained) == history(
+        run(QUICK, noisy, target_weights=weights), *trained
+    )
+    assert history(weighed, *trained) != history(run(QUICK, noisy), *trained)
+    again = run(settings, replace(noisy, losses=turned_round(settings, noisy).losses))
+    assert history(again, *trained) == history(weighed, *trained)
+    # Weights that are given count on top.
+    half = run(settings, noisy, target_weights=np.full(len(TARGETS), 0.5))
+    assert history(half, "loss")[1][0] == pytest.approx(history(weighed, "loss")[1][0], rel=1e-5)
+
+
 def test_scores_start_centred_and_scaled(run: Callable[..., TrainResult]) -> None:
     still = replace(QUICK, learning_rate=1e-12, max_steps=1, validation_subsets=0.0)
     settings = replace(still, start_scale=0.7)
@@ -189,6 +220,131 @@ def test_frozen_layers_stay_as_they_were(
     assert {"projector.weight", "projector.bias"} <= changed
     assert all(name.startswith(("projector.", "base.encoder.layer.2.")) for name in changed)
     assert (len(changed) > 2) == (trainable_layers == 1)
+
+
+@pytest.mark.parametrize("trainable_layers", [None, 1])
+def test_lora_changes_weights_by_a_low_rank_and_leaves_a_plain_encoder(
+    base: Path, run: Callable[..., TrainResult], tmp_path: Path, trainable_layers: int | None
+) -> None:
+    start = AirRepEncoder.from_base(base).state_dict()
+    settings = replace(
+        QUICK, lora_rank=2, trainable_layers=trainable_layers, validation_subsets=0.0
+    )
+    result = run(settings, output=tmp_path)
+    assert result.history[-1]["loss"] < result.history[1]["loss"]
+    assert same(weights(tmp_path), result.encoder.state_dict())
+    assert weights(tmp_path).keys() == start.keys()
+    assert all(parameter.requires_grad for parameter in result.encoder.parameters())
+    layers = "base.encoder.layer." if trainable_layers is None else "base.encoder.layer.2."
+    for name, after in result.encoder.state_dict().items():
+        change = (after - start[name]).double()
+        if name.startswith(layers) and name.endswith("weight") and "LayerNorm" not in name:
+            values = torch.linalg.svdvals(change)
+            assert values[0] > 1e-6
+            assert values[2] < 1e-3 * values[0]
+        elif not name.startswith("projector."):
+            assert not change.any(), name
+    # What was judged is what was merged.
+    again = train_encoder(
+        AirRepEncoder.from_base(base), POOL, TARGETS, LABELS, settings, output=tmp_path
+    )
+    torch.testing.assert_close(again.encoder.encode(POOL), result.encoder.encode(POOL))
+
+
+def test_lora_resumes_bit_by_bit(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings_of(1, dropout=True), lora_rank=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(airrep.trainer.TrainRun, "finish", lambda *_: None)  # as if killed there
+        whole = train(base, tmp_path, settings)
+    shutil.rmtree(tmp_path / "checkpoints/step-000008")
+    resumed = train(base, tmp_path, settings)
+    assert same(weights(tmp_path), whole.encoder.state_dict())
+    assert history(resumed, "loss") == history(whole, "loss")
+
+
+def test_lower_layers_learn_more_slowly(base: Path, run: Callable[..., TrainResult]) -> None:
+    """One step of Adam moves every weight by about its learning rate."""
+    start = AirRepEncoder.from_base(base).state_dict()
+    still = replace(QUICK, warmup_steps=0, max_steps=1, start_scale=None, weight_decay=0.0)
+    settings = replace(still, layer_decay=0.5, validation_subsets=0.0)
+    after = run(settings).encoder.state_dict()
+    for name, share in {
+        "projector.weight": 1.0,
+        "base.encoder.layer.2.output.dense.weight": 0.5,
+        "base.encoder.layer.0.output.dense.weight": 0.125,
+        "base.embeddings.LayerNorm.weight": 0.0625,
+    }.items():
+        moved = (after[name] - start[name]).abs().max()
+        assert float(moved) == pytest.approx(3e-3 * share, rel=0.02)
+
+
+def test_layers_are_told_by_name() -> None:
+    names = ["base.embed.weight", "base.layer.0.a.1.weight", "base.layer.1.b", "base.norm.weight"]
+    depths = layer_depths([*names, "projector.weight"])
+    assert list(depths.values()) == [0, 1, 2, 2, 3]
+    assert layer_depths(["projector.weight", "projector.bias"]) == {
+        "projector.weight": 1,
+        "projector.bias": 1,
+    }
+
+
+def test_few_held_out_labels_are_said(
+    run: Callable[..., TrainResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(replace(QUICK, max_steps=1))  # 8 subsets and 5 targets
+    assert capsys.readouterr().out == ""
+    run(replace(QUICK, max_steps=1, validation_targets=0.16))
+    message = "The step is chosen on 8 held-out subsets and 4 targets, which is little"
+    assert message in capsys.readouterr().out
+    run(replace(QUICK, max_steps=1, validation_subsets=0.1))
+    assert "on 4 held-out subsets and 5 targets" in capsys.readouterr().out
+    run(replace(QUICK, max_steps=1, validation_subsets=0.0))
+    assert capsys.readouterr().out == ""
+
+
+def test_held_out_labels_are_those_that_never_train() -> None:
+    rows, labels = held_out_labels(LABELS, QUICK)
+    split = hold_out(LABELS, QUICK)
+    assert rows.tolist() == split.held_targets.tolist()
+    assert labels.numbers.tolist() == split.held_subsets.tolist()
+    np.testing.assert_array_equal(labels.losses, LABELS.losses[np.ix_(rows, split.held_subsets)])
+    assert all(
+        np.array_equal(subset, LABELS.subsets[column])
+        for subset, column in zip(labels.subsets, split.held_subsets, strict=True)
+    )
+    with pytest.raises(InputError, match="validation_subsets is 0, so no label is held out"):
+        held_out_labels(LABELS, replace(QUICK, validation_subsets=0.0))
+
+
+def test_the_train_stage_never_reads_test_labels(base: Path, tmp_path: Path) -> None:
+    """A run whose test labels are poison trains the same encoder, bit by bit."""
+    config = RunConfig("", encoder=str(base), device="cpu", train=QUICK)
+    for name in ("good", "bad"):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        write_examples(folder.pool_file, POOL)
+        for split in ("train", "test"):
+            write_examples(folder.targets_file(split), TARGETS)
+            store = LabelStore.create(
+                folder.labels(split),
+                {"examples": fingerprint_examples(POOL), "targets": fingerprint_examples(TARGETS)},
+                LABELS.subsets,
+                len(TARGETS),
+                {},
+            )
+            store.add_merged(dict(enumerate(LABELS.losses.T)))
+    poisoned = RunFolder(tmp_path / "bad")
+    poisoned.targets_file("test").write_bytes(b"not JSON")
+    for file in poisoned.labels("test").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"poison")
+    for name in ("good", "bad"):
+        stages.train(replace(config, output=str(tmp_path / name)))
+    assert same(weights(tmp_path / "good"), weights(tmp_path / "bad"))
+    with pytest.raises(InputError, match="manifest.json"):
+        poisoned.open_labels("test")
 
 
 def test_finished_runs_are_read_back(run: Callable[..., TrainResult], tmp_path: Path) -> None:
@@ -415,6 +571,10 @@ def test_wandb_offline_stays_offline(
         ({"validation_subsets": 0.01}, "leave 40 for training and 0 held out; make more labels"),
         ({"validation_targets": 0.01}, "leave 24 for training and 0 held out; give more targets"),
         ({"trainable_layers": 9}, "trainable_layers is 9, but the encoder has 3 layers"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; give a share above 0 up to 1, or none"),
+        ({"lora_rank": 0}, "lora_rank is 0; give at least 1"),
+        ({"lora_rank": 2, "trainable_layers": 0}, "lora_rank is 2, but with trainable_layers 0"),
+        ({"target_weighting": "yes"}, "target_weighting is 'yes'; choose one of reliability"),
         ({"average": 1.0}, "average is 1.0; give a decay"),
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; choose one of no, bf16"),
         ({"wandb": "maybe"}, "wandb is 'maybe'; choose one of disabled, offline, online"),

@@ -1,6 +1,7 @@
 """`airrep verify`: an honest run passes, forged labels and claims do not, a kill loses little."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from airrep.attributor import Attributor
-from airrep.attributors.given import GivenAttributor, GivenScores, write_scores
+from airrep.attributors.given import GivenAttributor
 from airrep.config import DataConfig, ImportConfig, RunConfig, SubsetConfig
 from airrep.examples import Example, InputError, lm_template, tokenize_examples, write_examples
 from airrep.label_store import LabelStore, import_npz
 from airrep.lm import load_lm
 from airrep.run_folder import RunFolder
+from airrep.score_files import GivenScores, write_scores
 from airrep.verification import claim_value
 from data_builders.finetune import FineTuner
 from data_builders.labels import LabelJob, make_labels
@@ -177,14 +179,15 @@ def test_an_honest_run_is_accepted(config: RunConfig, capsys: pytest.CaptureFixt
     assert found["trained"] == 10 + 24
     assert json.loads((Path(config.output) / "verification.json").read_text()) == found
     said = capsys.readouterr().out
-    assert "training again on the subsets of 10 of 34 labels, and on 24 fresh subsets" in said
-    assert "10 of 34 labels trained again, 0 inconsistent: at most " in said
-    assert "ACCEPTED: 34 labels trained now" in said
+    assert "drawn: 10 of 34 labels and 24 fresh subsets; what is not in the cache is" in said
+    assert "10 of 34 labels held against training again, 0 inconsistent: at most " in said
+    assert re.search(r"ACCEPTED: 34 labels trained now in \d+ s, 0 taken from the cache", said)
     # A new draw, which trains what it has not before; the old one when it is asked for.
     assert run(config)["entropy"] != found["entropy"]
     again = run(config, CLAIMS, entropy=int(found["entropy"]))
     assert again["labels"] == labels
-    assert again["trained"] == 0
+    assert (again["trained"], again["reused"]) == (0, 34)
+    assert "ACCEPTED: 0 labels trained now in 0 s, 34 taken" in capsys.readouterr().out
 
 
 def test_a_real_language_model_gives_its_labels_again(described: RunConfig, tmp_path: Path) -> None:
@@ -282,6 +285,35 @@ def test_boosted_scores_are_caught_on_fresh_subsets(config: RunConfig) -> None:
 def test_a_claim_that_the_stored_labels_do_not_give_is_caught(config: RunConfig) -> None:
     found = run(config, CLAIMS, methods="mine", lds=0.99)
     assert claims(found) == {"lds": False}
+
+
+@pytest.mark.parametrize(("stored", "seeds"), [(8, range(5)), (12, range(5))])
+def test_honest_claims_from_few_labels_are_not_refused(
+    described: RunConfig, tmp_path: Path, stored: int, seeds: range
+) -> None:
+    """The slope that eight labels give is far off, and says so by its own error."""
+    config = replace(described, output=str(tmp_path / "run"), subsets=SubsetConfig(1, stored, 10))
+    make_run(config, linear())
+    for seed in seeds:
+        found = run(config, CLAIMS, count=2, entropy=seed)
+        assert claims(found) == {"lds": True, "slope": True, "gap": True}
+    np.save(RunFolder(Path(config.output)).scores_file("mine"), 10 * SCORES)
+    assert not claims(run(config, CLAIMS, count=2))["slope"]
+
+
+def test_claims_from_fewer_labels_cannot_be_judged(
+    described: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(described, output=str(tmp_path / "run"), subsets=SubsetConfig(1, 7, 10))
+    make_run(config, linear())
+    found = run(config, CLAIMS, count=2)
+    assert claims(found) == {"lds": None, "slope": None, "gap": None}
+    assert found["accepted"]
+    said = capsys.readouterr().out
+    assert "cannot be judged, for it rests on 7 stored labels, and at least 8 are needed" in said
+    assert "ACCEPTED (3 claims cannot be judged)" in said
+    # What the stored labels themselves do not give is refused all the same.
+    assert claims(run(config, CLAIMS, count=2, methods="mine", lds=0.99)) == {"lds": False}
 
 
 def test_files_of_scores(config: RunConfig, tmp_path: Path, cache: Path) -> None:

@@ -14,6 +14,22 @@ _METHODS = {
     "bm25": ("airrep.attributors.bm25", "BM25Attributor"),
     "tfidf": ("airrep.attributors.tfidf", "TfidfAttributor"),
     "same_task": ("airrep.attributors.same_task", "SameTaskAttributor"),
+    "grad_dot": ("airrep.attributors.grad_dot", "GradDotAttributor"),
+    "grad_cos": ("airrep.attributors.grad_cos", "GradCosAttributor"),
+    "tracin": ("airrep.attributors.tracin", "TracInAttributor"),
+    "trak": ("airrep.attributors.trak", "TRAKAttributor"),
+    "logra": ("airrep.attributors.logra", "LoGraAttributor"),
+    "ekfac": ("airrep.attributors.ekfac", "EKFACAttributor"),
+    "datainf": ("airrep.attributors.datainf", "DataInfAttributor"),
+    "less": ("airrep.attributors.less", "LESSAttributor"),
+    "repsim": ("airrep.attributors.repsim", "RepSimAttributor"),
+    "influence": ("airrep.attributors.influence", "InfluenceAttributor"),
+    "rescaled_influence": (
+        "airrep.attributors.rescaled_influence",
+        "RescaledInfluenceAttributor",
+    ),
+    "newton_step": ("airrep.attributors.newton_step", "NewtonStepAttributor"),
+    "ensemble": ("airrep.attributors.ensemble", "EnsembleAttributor"),
     "given": ("airrep.attributors.given", "GivenAttributor"),
     "random": ("airrep.attributors.random", "RandomAttributor"),
 }
@@ -30,12 +46,7 @@ def make_attributor(name: str, **params: Any) -> Attributor:
     Raises InputError for an unknown name (with the nearest known one) and for parameters the
     method does not take or still needs.
     """
-    if name not in _METHODS:
-        near = difflib.get_close_matches(str(name), _METHODS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"There is no method {name!r}; {hint}known: {', '.join(_METHODS)}.")
-    module, class_name = _METHODS[name]
-    method = getattr(import_module(module), class_name)
+    method = method_class(name)
     signature = inspect.signature(method)
     try:
         signature.bind(**params)
@@ -43,3 +54,13 @@ def make_attributor(name: str, **params: Any) -> Attributor:
         takes = ", ".join(signature.parameters) or "no parameters"
         raise InputError(f"The method {name!r}: {error}; it takes {takes}.") from error
     return method(**params)
+
+
+def method_class(name: str) -> type[Attributor]:
+    """The class of a method; InputError for an unknown name."""
+    if name not in _METHODS:
+        near = difflib.get_close_matches(str(name), _METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"There is no method {name!r}; {hint}known: {', '.join(_METHODS)}.")
+    module, class_name = _METHODS[name]
+    return getattr(import_module(module), class_name)

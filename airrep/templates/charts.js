@@ -132,8 +132,15 @@ function calibration({ lines: all }) {
 }
 
 function learning({ points, ceiling }) {
+  const trainings = points.flatMap(({ labels, by_seed }) => by_seed.map((lds) => ({ labels, lds })));
   return (colour) => ({
     traces: [{
+      mode: "markers",
+      x: trainings.map((one) => one.labels),
+      y: trainings.map((one) => one.lds),
+      marker: { size: 5, opacity: 0.5, color: colour("accent") },
+      hovertemplate: "one training<br>LDS %{y:.3f}<extra></extra>",
+    }, {
       mode: "lines+markers",
       x: points.map((point) => point.labels),
       y: points.map((point) => point.lds),

@@ -1,0 +1,282 @@
+"""What gradient methods share: the layers they look at, and the pool's gradients as features.
+
+Features are the gradients of all layers, projected on both sides and written one after the other.
+A method says what it makes of the targets' features and what it divides the pool's by; scores are
+their products, summed over checkpoints and draws of the projections.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from airrep.attributor import pack_text, unpack_text
+from airrep.attributors.language_model import LanguageModelAttributor, OpenedLM
+from airrep.examples import Example, InputError, TokenizedExample, fingerprint_examples, lm_template
+from airrep.gradients.layer_gradient import LayerGradient
+from airrep.gradients.layers import linear_layers
+from airrep.gradients.per_example import BatchGradients, GradientModel, Projections
+from airrep.gradients.projections import flat_features, projected_shapes, random_projections
+from airrep.gradients.store import GradientStore
+
+Arrays = dict[str, np.ndarray]
+Tokens = Sequence[TokenizedExample]
+# Makes features (B, d) of a batch's gradients by layer.
+MakeFeatures = Callable[[Mapping[str, LayerGradient]], torch.Tensor]
+
+
+@dataclass(eq=False, repr=False)
+class GradientAttributor(LanguageModelAttributor):
+    """A method that looks at gradients of linear layers.
+
+    `layers`: which (see `linear_layers`); a regular expression, or None for all of the blocks.
+    """
+
+    _: KW_ONLY
+    layers: str | None = None
+
+    output: ClassVar[str] = "loss"
+
+    def _gradient_model(self, opened: OpenedLM) -> GradientModel:
+        layers = linear_layers(opened.model, self.layers)
+        return GradientModel(opened.model, layers, self.output, self.precision)
+
+
+@dataclass
+class PoolFeatures:
+    """The pool's features under one checkpoint and one draw of the projections.
+
+    `arrays` are the projections and what the method learned of the pool; "group/name" is one of
+    several that belong together.
+    """
+
+    checkpoint: str | Path
+    seed: str
+    store: GradientStore
+    arrays: Arrays
+
+    def group(self, name: str) -> Arrays:
+        """The arrays of a group, by their names in it."""
+        return _below(self.arrays, name)
+
+    def projections(self, device: torch.device) -> Projections:
+        """The layers' projections, on a device."""
+        inner = self.group("p_in")
+        return {
+            name: (torch.from_numpy(outer).to(device), torch.from_numpy(inner[name]).to(device))
+            for name, outer in self.group("p_out").items()
+        }
+
+
+@dataclass(eq=False, repr=False)
+class FeatureAttributor(GradientAttributor):
+    """A method whose scores are products of features.
+
+    `projection_rank`: to how many numbers each side of a layer's gradient is projected (None: not
+    at all, for small models). `seed`: of the projections. `store`: a folder for the pool's
+    features, which then are not in what `save` writes; a stopped `fit` goes on from it.
+    `store_dtype`: float32, float16, bfloat16 or int8.
+    """
+
+    _: KW_ONLY
+    projection_rank: int | None = 16
+    seed: int = 0
+    store: str | Path | None = None
+    store_dtype: str = "float32"
+
+    # What a method says
+
+    def _draws(self) -> list[tuple[str | Path, str]]:
+        """The checkpoints, and seeds of projections, that scores are summed over."""
+        return [(self.lm, f"{self.seed}/0")]
+
+    def _weights(self) -> list[float]:
+        """How much each of them counts."""
+        return [1.0] * len(self._draws())
+
+    def _about(self, opened: OpenedLM) -> dict[str, Any]:
+        """What the features depend on beside model, data, layers, rank and seed."""
+        return {}
+
+    def _projections(self, model: GradientModel, seed: str, pool: Tokens) -> Projections:
+        """The projections of one draw."""
+        if self.projection_rank is None:
+            return {}
+        return random_projections(model.shapes, self.projection_rank, seed, model.device)
+
+    def _width(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """How many numbers `_maker` makes, of the gradients' shapes after projection."""
+        return sum(d_out * d_in for d_out, d_in in shapes.values())
+
+    def _maker(self, model: GradientModel, seed: str) -> MakeFeatures:
+        """What makes features of projected gradients."""
+        return flat_features
+
+    def _pool_maker(
+        self, opened: OpenedLM, model: GradientModel, seed: str, pool: Tokens
+    ) -> MakeFeatures:
+        """The same for the pool, where that is another."""
+        return self._maker(model, seed)
+
+    def _learn(self, store: GradientStore, model: GradientModel, pool: Tokens) -> Arrays:
+        """What to know of the pool's features; "scale" (pool,) multiplies scores."""
+        return {}
+
+    def _queries(self, features: torch.Tensor, pool: PoolFeatures) -> torch.Tensor:
+        """What is multiplied with the pool's features, of the targets' (T, d)."""
+        return features
+
+    # What all do
+
+    def store_features(self, pool: Sequence[Example], rows: Sequence[int]) -> None:
+        """Writes the features of some rows of the pool into the folder `store`.
+
+        Several processes can share a pool so, each with rows of its own; `fit` makes what is
+        missing afterwards. Raises InputError without a folder.
+        """
+        if self.store is None:
+            raise InputError("store_features needs a folder; give one as `store`.")
+        for number in range(len(self._draws())):
+            self._make_features(number, pool, rows)
+
+    def _fit(self, pool: Sequence[Example]) -> None:
+        rows = range(len(pool))
+        self.features_ = [
+            self._make_features(number, pool, rows) for number in range(len(self._weights()))
+        ]
+
+    def _make_features(
+        self, number: int, pool: Sequence[Example], rows: Sequence[int]
+    ) -> PoolFeatures:
+        """Writes the rows that are missing; when none are any more, learns of all."""
+        checkpoint, seed = self._draws()[number]
+        opened = self._open(checkpoint)
+        tokens = self._tokenize(pool, opened.tokenizer)
+        with self._gradient_model(opened) as model:
+            width = self._width(projected_shapes(model.shapes, self.projection_rank))
+            about = self._about_features(opened, pool, seed)
+            store = GradientStore(len(pool), width, about, self._folder(number), self.store_dtype)
+            arrays = store.keep(
+                "projections", lambda: _sides(self._projections(model, seed, tokens))
+            )
+            features = PoolFeatures(checkpoint, seed, store, arrays)
+            model.projections = features.projections(model.device)
+            missing = np.intersect1d(store.missing(), rows)
+            if len(missing):
+                make = self._pool_maker(opened, model, seed, tokens)
+                for part, gradients in self._gradients(model, [tokens[row] for row in missing]):
+                    store.write(missing[part], make(gradients.layers), gradients.doubt)
+            if not len(store.missing()):
+                arrays.update(self._learn(store, model, tokens))
+        return features
+
+    def _about_features(
+        self, opened: OpenedLM, pool: Sequence[Example], seed: str
+    ) -> dict[str, Any]:
+        return {
+            "lm": opened.fingerprint,
+            "examples": fingerprint_examples(pool),
+            "template": lm_template(opened.tokenizer, self.template).text,
+            "max_length": self.max_length,
+            "layers": self.layers,
+            "output": self.output,
+            "precision": self.precision,
+            "projection_rank": self.projection_rank,
+            "seed": seed,
+            **self._about(opened),
+        }
+
+    def _score(self, targets: Sequence[Example]) -> np.ndarray:
+        total = np.zeros((len(targets), self.features_[0].store.rows), dtype=np.float32)
+        for pool, weight in zip(self.features_, self._weights(), strict=True):
+            products = pool.store.products(
+                self._queries(self._target_features(targets, pool), pool)
+            )
+            total += np.float32(weight) * products * pool.arrays.get("scale", np.float32(1))
+        return total
+
+    def _target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
+        """Features (T, d) of the targets, on the model's device."""
+        opened = self._open(pool.checkpoint)
+        self._check_same(opened, pool.store.about["lm"])
+        tokens = self._tokenize(targets, opened.tokenizer)
+        with self._gradient_model(opened) as model:
+            model.projections = pool.projections(model.device)
+            make = self._maker(model, pool.seed)
+            features = torch.empty(len(targets), pool.store.width, device=model.device)
+            for rows, gradients in self._gradients(model, tokens):
+                features[torch.from_numpy(rows)] = make(gradients.layers)
+        return features
+
+    def _gradients(
+        self, model: GradientModel, tokens: Tokens
+    ) -> Iterator[tuple[np.ndarray, BatchGradients]]:
+        """Rows, and their gradients, of all tokens in batches."""
+        for rows in self._batches(tokens):
+            yield rows, model.backward([tokens[row] for row in rows])
+
+    def _sample(self, pool: Tokens, count: int) -> Iterator[list[TokenizedExample]]:
+        """Batches of `count` examples of the pool, chosen by their hash: in whatever order the
+        pool is, they are the same, and come in the same order."""
+        if count < 1:
+            raise InputError(f"sample is {count}; give at least 1.")
+        chosen = sorted(pool, key=lambda one: sha256(one.ids.tobytes()).digest())[:count]
+        for rows in self._batches(chosen, "statistics"):
+            yield [chosen[row] for row in rows]
+
+    def _folder(self, number: int) -> Path | None:
+        return None if self.store is None else Path(self.store) / f"features-{number}"
+
+    # Saving
+
+    def _state(self) -> Arrays:
+        state: Arrays = {}
+        for number, features in enumerate(self.features_):
+            store = features.store
+            own = {
+                "shape": np.asarray([store.rows, store.width]),
+                "about": pack_text([json.dumps(store.about)]),
+                **features.arrays,
+            }
+            if self.store is None:
+                own["records"] = store.records
+            state |= {f"{number}/{key}": array for key, array in own.items()}
+        return state
+
+    def _restore(self, state: Arrays) -> None:
+        self.features_ = []
+        for number, (checkpoint, seed) in enumerate(self._draws()):
+            own = _below(state, str(number))
+            rows, width = own.pop("shape").tolist()
+            about = json.loads(unpack_text(own.pop("about"))[0])
+            folder, records = self._folder(number), own.pop("records", None)
+            store = GradientStore(rows, width, about, folder, self.store_dtype, records)
+            self.features_.append(PoolFeatures(checkpoint, seed, store, own))
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Bytes of fitted state per pool example, those in `store` included."""
+        in_state = super().bytes_per_example
+        if self.store is None:
+            return in_state
+        return in_state + sum(one.store.row_bytes for one in self.features_)
+
+
+def _sides(projections: Projections) -> Arrays:
+    """Projections as arrays of the groups "p_out" and "p_in"."""
+    sides = {}
+    for name, (p_out, p_in) in projections.items():
+        sides[f"p_out/{name}"], sides[f"p_in/{name}"] = p_out.cpu().numpy(), p_in.cpu().numpy()
+    return sides
+
+
+def _below(arrays: Arrays, name: str) -> Arrays:
+    prefix = name + "/"
+    return {
+        key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
+    }

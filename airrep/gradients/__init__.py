@@ -1,0 +1,1 @@
+"""Gradients of a language model, example by example: layers, projections, storage, curvature."""

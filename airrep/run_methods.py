@@ -1,0 +1,148 @@
+"""The attribution methods of a run, each with what the run's configuration and folder give it."""
+
+import inspect
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airrep.attributor import Attributor
+from airrep.attributors import make_attributor, method_class
+from airrep.config import RunConfig
+from airrep.device import pick_device
+from airrep.examples import Example, InputError, fingerprint_examples
+from airrep.provenance import write_bytes_atomic, write_json_atomic
+from airrep.run_folder import RunFolder
+from airrep.tuning import tuned_params
+from airrep.weights import fingerprint_weights, resolve_model
+
+MODELS = ("encoder", "lm")  # parameters that name one model
+ENSEMBLE = "ensemble"
+
+
+def needs_warm_up(config: RunConfig, names: Sequence[str]) -> bool:
+    """Whether one of the methods asks the run's warm-up model."""
+    every = [*names, *(member for name in names for member in _members(config, name))]
+    return any("lm" in _takes(name) and "lm" not in _own(config, name) for name in every)
+
+
+def method_arguments(
+    config: RunConfig, names: Sequence[str], tuned: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Each method's arguments: what it takes of the run's; over it what `airrep tune` chose
+    (unless `tuned` is false); over both `evaluate.params`.
+
+    An ensemble's members are names there, and get the arguments that they have by themselves.
+    Raises InputError where a model is needed that is not there yet.
+    """
+    folder = Path(config.output)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = _own(config, name)
+        given = {
+            key: value()
+            for key, value in _from_run(config, name).items()
+            if key in _takes(name) and key not in own
+        }
+        found[name] = given | (tuned_params(folder, name) if tuned else {}) | own
+        if name == ENSEMBLE:
+            members = _members(config, name)
+            found[name]["members"] = list(method_arguments(config, members).items())
+    return found
+
+
+def make_methods(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, Attributor]:
+    """The unfitted attributors of these arguments."""
+    return {name: make_attributor(name, **own) for name, own in arguments.items()}
+
+
+def fingerprint_models(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What `fingerprint_weights` says of the model of each method that has one."""
+    found: dict[str, str] = {}
+    for name, own in arguments.items():
+        members = fingerprint_models(dict(own["members"])) if name == ENSEMBLE else {}
+        found |= {f"{name}/{member}": digest for member, digest in members.items()}
+        for key in MODELS:
+            if own.get(key) is not None:
+                found[name] = fingerprint_weights(resolve_model(str(own[key])))
+    return found
+
+
+def teacher_scores(
+    config: RunConfig, name: str, pool: Sequence[Example], targets: Sequence[Example]
+) -> np.ndarray:
+    """A method's scores (targets, pool), kept in the run's folder for as long as they are its."""
+    folder = Path(config.output) / "distilled"
+    arguments = method_arguments(config, [name])
+    inputs = {
+        "arguments": arguments,
+        "models": fingerprint_models(arguments),
+        "pool": fingerprint_examples(pool),
+        "targets": fingerprint_examples(targets),
+    }
+    inputs = json.loads(json.dumps(inputs, default=str))
+    file, about = folder / "teacher.npy", folder / "teacher.json"
+    if file.exists() and about.exists() and json.loads(about.read_text("utf-8")) == inputs:
+        return np.load(file, allow_pickle=False)
+    scores = make_methods(arguments)[name].fit(pool).score(targets)
+    folder.mkdir(parents=True, exist_ok=True)
+    about.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, scores)
+    write_bytes_atomic(file, content.getvalue())
+    write_json_atomic(about, inputs)
+    return scores
+
+
+def _from_run(config: RunConfig, name: str) -> dict[str, Callable[[], Any]]:
+    """What gives an argument of that name; called for arguments that are taken."""
+    recipe = config.recipe
+    return {
+        "seed": lambda: config.seed,
+        "device": lambda: pick_device(config.device),
+        "encoder": lambda: _trained(config) if name == "airrep" else resolve_model(config.encoder),
+        "lm": lambda: _checkpoints(config)[-1].path,
+        "checkpoints": lambda: [checkpoint.path for checkpoint in _checkpoints(config)],
+        "learning_rates": lambda: [one.mean_learning_rate for one in _checkpoints(config)],
+        "template": lambda: recipe.template,
+        "max_length": lambda: recipe.max_length,
+        "precision": lambda: recipe.precision,
+        "show_progress": lambda: True,
+    }
+
+
+def _trained(config: RunConfig) -> Path:
+    encoder = RunFolder(Path(config.output)).encoder
+    if not encoder.is_dir():
+        raise InputError(f"{encoder} is not there yet; run `airrep train` first.")
+    return encoder
+
+
+def _checkpoints(config: RunConfig) -> Sequence[Any]:
+    from data_builders.warm_up import open_warm_up
+
+    return open_warm_up(config)
+
+
+def _members(config: RunConfig, name: str) -> list[str]:
+    """The names of an ensemble's members; none of another method's."""
+    if name != ENSEMBLE:
+        return []
+    members = _own(config, name).get("members")
+    if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
+        raise InputError(
+            f"evaluate.params.ensemble.members is {members!r}; name its methods, the one whose "
+            "units count first, such as [airrep, logra]."
+        )
+    return members
+
+
+def _takes(name: str) -> set[str]:
+    return set(inspect.signature(method_class(name)).parameters)
+
+
+def _own(config: RunConfig, name: str) -> dict[str, Any]:
+    return dict(config.evaluate.params.get(name, {}))

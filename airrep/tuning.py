@@ -1,0 +1,285 @@
+"""Tuning methods' parameters by LDS on held-out training labels: test labels are never seen.
+
+Every method gets the same number of trials (fewer where its grid is smaller), the first with the
+parameters it comes with. tuned.json in a run's folder holds all trials and each method's best.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from airrep.attributor import Attributor
+from airrep.attributors.ensemble import EnsembleAttributor, combine, fit_weights
+from airrep.examples import Example, InputError, fingerprint_examples
+from airrep.holdout import check_labels, held_out_labels
+from airrep.label_store import Labels
+from airrep.metrics import bootstrap_lds, lds_per_target
+from airrep.provenance import git_revision, installed_versions, write_json_atomic
+from airrep.train_settings import TrainSettings
+from airrep.tuning_grids import GRIDS, Grid, Params
+
+FILE = "tuned.json"
+METHOD_KEYS = {"identity", "budget", "chosen", "trials"}
+# These change how fast a method is, or where it writes, not its scores.
+WITHOUT_EFFECT = {"device", "batch_size", "batch_tokens", "show_progress", "store"}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What trials are judged on: held-out targets, labels (targets, subsets), and how."""
+
+    pool: Sequence[Example]
+    targets: Sequence[Example]
+    labels: Labels
+    draws: int
+    seed: int
+
+    def inputs(self) -> dict[str, Any]:
+        """All that decides a trial's LDS and interval, beside the method."""
+        digest = hashlib.sha256(self.labels.losses.tobytes() + self.labels.numbers.tobytes())
+        for subset in self.labels.subsets:
+            digest.update(subset.tobytes() + b"|")
+        return {
+            "pool": fingerprint_examples(self.pool),
+            "targets": fingerprint_examples(self.targets),
+            "labels": digest.hexdigest(),
+            "held_out_targets": len(self.targets),
+            "held_out_subsets": len(self.labels.subsets),
+            "draws": self.draws,
+            "seed": self.seed,
+        }
+
+    def run(
+        self, attributor: Attributor, grid: Grid, wanted: Sequence[Params], scratch: Path
+    ) -> Iterator[dict[str, Any]]:
+        """Tries points of a grid and yields a row for each, in the order that computes least.
+
+        What several points share is computed once and counts in the seconds of the first.
+        Features are in the folder `scratch` for as long as points share them.
+        """
+        worker = copy.copy(attributor)  # one for all, so that a model is loaded once
+        ordered = sorted(wanted, key=grid.stages)
+        by_features = itertools.groupby(ordered, key=lambda params: grid.stages(params)[0])
+        for features, some in by_features:
+            if "store" in worker.params():
+                _set(worker, {"store": scratch / _sha256(features)[:12]})
+            yield from self._run_some(worker, grid, some)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _run_some(
+        self, worker: Attributor, grid: Grid, some: Iterable[Params]
+    ) -> Iterator[dict[str, Any]]:
+        """Tries points that share their features."""
+        fitted, scored, scores = "", "", np.empty(0)
+        for params in some:
+            start = time.perf_counter()
+            _, fit, score = grid.stages(params)
+            _set(worker, params)
+            try:
+                if fit != fitted:
+                    worker.fit(self.pool)
+                if score != scored:
+                    scores = worker.score(self.targets)
+            except (InputError, ImportError) as error:  # does not go with this model, or at all
+                fitted = scored = ""
+                yield {"params": params, "error": str(error)}
+                continue
+            fitted, scored = fit, score
+            judged = self._judge(worker, scores)
+            yield {"params": params, **judged, "seconds": time.perf_counter() - start}
+
+    def weigh(self, ensemble: EnsembleAttributor) -> dict[str, Any]:
+        """The one trial of an ensemble: weights fitted to these labels."""
+        start = time.perf_counter()
+        try:
+            members = ensemble.fit(self.pool).members_
+            scores = [member.score(self.targets) for member in members]
+        except (InputError, ImportError) as error:
+            return {"params": {}, "error": str(error)}
+        weights = fit_weights(scores, self.labels, ensemble.pooling)
+        judged = self._judge(ensemble, combine(scores, weights))
+        params = {"weights": [round(weight, 6) for weight in weights.tolist()]}
+        return {"params": params, **judged, "seconds": time.perf_counter() - start}
+
+    def _judge(self, attributor: Attributor, scores: np.ndarray) -> dict[str, Any]:
+        """LDS, and its 95% interval over resamples that all trials share."""
+        losses = self.labels.losses
+        pooled = attributor.score_subsets(self.targets, self.labels.subsets, scores)
+        lds, _ = lds_per_target(pooled, losses)
+        interval = bootstrap_lds(pooled, losses, self.draws, np.random.default_rng(self.seed))
+        return {"lds": float(lds.mean()), "ci95": list(interval)}
+
+
+def tune(
+    folder: str | Path,
+    methods: Mapping[str, Attributor],
+    pool: Sequence[Example],
+    targets: Sequence[Example],
+    labels: Labels,
+    settings: TrainSettings,
+    *,
+    sources: Mapping[str, Any] | None = None,
+    trials: int = 12,
+    draws: int = 1000,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Tries `trials` settings of each method and writes tuned.json into the folder; returns it.
+
+    `methods` are unfitted, with what is not to be tuned (models, seeds) as it shall be; the grid
+    of a method is in `airrep.tuning_grids`. Targets and labels are those of training; what
+    `settings` hold out of them judges (`airrep.holdout`). `sources` say by method what else its
+    scores depend on: the fingerprint of its model's weights. Trials of the same data, labels and
+    method that are in tuned.json are not run again. Raises InputError where nothing is held out,
+    and for fewer than one trial.
+    """
+    if trials < 1:
+        raise InputError(f"trials is {trials}; give at least 1.")
+    check_labels(pool, targets, labels, None)
+    rows, held = held_out_labels(labels, settings)
+    judge = Trials(pool, [targets[row] for row in rows], held, draws, seed)
+    file = Path(folder) / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = _open(file, judge.inputs())
+    for name, attributor in methods.items():
+        grid = GRIDS.get(name, Grid())
+        wanted = grid.draw(attributor, trials, seed)
+        identity = _identity(attributor, grid, (sources or {}).get(name))
+        done = _known_trials(found["methods"].get(name), identity)
+        method = {"identity": identity, "budget": trials, "chosen": None, "trials": done}
+        found["methods"][name] = method
+        missing = [params for params in wanted if params not in [row["params"] for row in done]]
+        # What a stopped tuning left there is of the same pool and method, or not found.
+        scratch = file.parent / "tuning" / _sha256(f"{found['inputs']} {identity}")[:12]
+        run = (
+            iter([] if done else [judge.weigh(attributor)])
+            if isinstance(attributor, EnsembleAttributor)
+            else judge.run(attributor, grid, missing, scratch)
+        )
+        for row in tqdm(run, name, len(missing), unit="trial", disable=not show_progress):
+            done.append(row)
+            write_json_atomic(file, found)
+        if isinstance(attributor, EnsembleAttributor):
+            wanted = [row["params"] for row in done]
+        method["chosen"] = _best(done, wanted)
+        write_json_atomic(file, found)
+    shutil.rmtree(file.parent / "tuning", ignore_errors=True)
+    return found
+
+
+def tuned_params(folder: str | Path, method: str) -> Params:
+    """The constructor's parameters that tuning chose; none for a method that was not tuned.
+
+    Raises InputError for a tuning that stopped in the middle, and a damaged tuned.json.
+    """
+    file = Path(folder) / FILE
+    found = (_read(file) or {"methods": {}})["methods"].get(method)
+    if found is None:
+        return {}
+    if found["chosen"] is None and any("error" not in row for row in found["trials"]):
+        raise InputError(
+            f"The tuning of {method} in {file} has stopped in the middle; run `airrep tune` again, "
+            f"or delete {file}."
+        )
+    return dict(found["chosen"] or {})
+
+
+def describe(found: Mapping[str, Any]) -> list[str]:
+    """What was chosen, in lines: LDS on the held-out labels, and how many trials it took."""
+    about, methods = found["inputs"], found["methods"]
+    lines = [
+        f"judged on {about['held_out_targets']} held-out targets x {about['held_out_subsets']} "
+        "held-out subsets of the training labels"
+    ]
+    lines += [f"{name}: {_describe_method(method)}" for name, method in methods.items()]
+    budgets = sorted({method["budget"] for method in methods.values()})
+    if len(budgets) > 1:
+        lines.append(
+            f"Not all methods had the same budget ({', '.join(map(str, budgets))} trials): tune "
+            "them with the same number of trials to compare them."
+        )
+    return lines
+
+
+def _describe_method(method: Mapping[str, Any]) -> str:
+    trials, chosen = method["trials"], method["chosen"]
+    if chosen is None:
+        return f"no trial could run: {trials[0]['error']}"
+    best = next(row for row in trials if row["params"] == chosen)
+    params = ", ".join(f"{key}={value}" for key, value in chosen.items()) or "nothing to tune"
+    failed = sum("error" in row for row in trials)
+    count = f"{len(trials)} trials" if len(trials) > 1 else "1 trial"
+    return (
+        f"LDS {best['lds']:.3f} ({best['ci95'][0]:.3f} to {best['ci95'][1]:.3f}), {params}; "
+        f"{count}" + (f", {failed} of them failed" if failed else "")
+    )
+
+
+def _known_trials(method: Mapping[str, Any] | None, identity: Any) -> list[dict[str, Any]]:
+    """The trials of the same method that need not run again; those that failed may do better."""
+    if method is None or method["identity"] != identity:
+        return []
+    return [row for row in method["trials"] if "error" not in row]
+
+
+def _best(trials: Sequence[Mapping[str, Any]], wanted: Sequence[Params]) -> Params | None:
+    """The parameters with the highest LDS, the first of equals; None where no trial could run."""
+    ran = [row for row in trials if row["params"] in wanted and "error" not in row]
+    order = sorted(ran, key=lambda row: (-row["lds"], wanted.index(row["params"])))
+    return order[0]["params"] if order else None
+
+
+def _set(attributor: Attributor, params: Params) -> None:
+    for key, value in params.items():
+        setattr(attributor, key, value)
+
+
+def _identity(attributor: Attributor, grid: Grid, source: Any) -> dict[str, Any]:
+    """What a method's trials depend on, beside what they try."""
+    fixed = {
+        key: value
+        for key, value in attributor.params().items()
+        if key not in grid.values and key not in WITHOUT_EFFECT
+    }
+    about = {"params": fixed, "source": source, "versions": installed_versions()}
+    return json.loads(json.dumps(about, default=str))
+
+
+def _open(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """tuned.json as it is, or a new one where it is of other labels."""
+    found = _read(file)
+    if found is not None and found["inputs"] == inputs:
+        return found
+    if found is not None:
+        print(f"{file} is of other labels or settings; all trials run again")
+    return {"inputs": dict(inputs), "git_revision": git_revision(), "methods": {}}
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """tuned.json, None where there is none; raises InputError for one that is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lacking = [METHOD_KEYS - method.keys() for method in found["methods"].values()]
+        if any(lacking) or "inputs" not in found:
+            raise ValueError("keys are missing")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}); delete it and run `airrep tune` again."
+        ) from None
+    return found
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

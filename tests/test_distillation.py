@@ -1,0 +1,115 @@
+"""Distillation fits a teacher's pairwise scores, through the trainer that labels go through."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import tiny_encoder
+from training_task import TOPICS, planted_examples, planted_labels
+
+from airrep.distillation import distil_encoder, read_teacher_scores
+from airrep.encoder import AirRepEncoder
+from airrep.examples import InputError
+from airrep.holdout import hold_out
+from airrep.label_store import Labels
+from airrep.metrics import lds_per_target
+from airrep.score_files import write_scores
+from airrep.train_settings import TrainSettings
+from airrep.trainer import TrainResult, train_encoder
+
+POOL, TARGETS = planted_examples(40, seed=1), planted_examples(20, seed=2)
+SETTINGS = TrainSettings(
+    learning_rate=3e-3, warmup_steps=2, max_steps=16, evaluate_every=4, show_progress=False
+)
+# The planted examples' topics go round, so a teacher who knows them is a matrix of places.
+PLACES = np.arange(40)[None, :] - np.arange(20)[:, None]
+TEACHER = (PLACES % len(TOPICS) == 0).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("base"))
+
+
+def distil(base: Path, settings: TrainSettings = SETTINGS, **others) -> TrainResult:
+    arguments = {"pool": POOL, "targets": TARGETS, "teacher_scores": TEACHER, "output": None}
+    encoder = AirRepEncoder.from_base(base)
+    return distil_encoder(encoder, settings=settings, **(arguments | others))
+
+
+def test_the_teachers_ranking_is_learned(base: Path) -> None:
+    result = distil(base)
+    start = AirRepEncoder.from_base(base)
+    found = [
+        lds_per_target((encoder.encode(TARGETS) @ encoder.encode(POOL).T).numpy(), -TEACHER)[0]
+        for encoder in (start, result.encoder)
+    ]
+    assert found[1].mean() > found[0].mean() + 0.2
+    assert result.validation_lds is not None
+    assert result.validation_lds > result.history[0]["validation_lds"] + 0.2
+
+
+def test_a_higher_score_of_the_teacher_becomes_a_higher_score(base: Path) -> None:
+    """The sign: the gradient's first step goes towards the teacher, not away from it."""
+    settings = replace(SETTINGS, learning_rate=1e-3, warmup_steps=0, max_steps=3)
+    toward, away = distil(base, settings), distil(base, settings, teacher_scores=-TEACHER)
+    for result in (toward, away):
+        assert result.history[-1]["loss"] < result.history[1]["loss"]
+    assert toward.history[0]["train_lds"] == pytest.approx(-away.history[0]["train_lds"])
+
+
+def test_the_loss_is_the_correlation_over_the_pool(base: Path) -> None:
+    settings = replace(
+        SETTINGS, max_steps=1, validation_subsets=0.0, validation_targets=0.0, start_scale=None
+    )
+    encoder = AirRepEncoder.from_base(base)
+    scores = (encoder.encode(TARGETS) @ encoder.encode(POOL).T).numpy().astype(np.float64)
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(scores, TEACHER, strict=True)]
+    assert distil(base, settings).history[1]["loss"] == pytest.approx(1 - np.mean(r), abs=1e-4)
+
+
+def test_held_out_pool_examples_do_not_train(base: Path) -> None:
+    singles = Labels(list(np.arange(40)[:, None]), -TEACHER, np.arange(40))
+    split = hold_out(singles, SETTINGS)
+    changed = TEACHER.copy()
+    changed[:, split.held_subsets] = 1 - changed[:, split.held_subsets]
+    settings = replace(SETTINGS, max_steps=2)
+    losses = [
+        [entry["loss"] for entry in distil(base, settings, teacher_scores=scores).history]
+        for scores in (TEACHER, changed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_labels_are_learned_on_top(base: Path, tmp_path: Path) -> None:
+    """A distilled encoder is where training by labels starts, and a stopped run goes on there."""
+    labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
+    distilled = distil(base, replace(SETTINGS, target_weighting="reliability"), output=tmp_path)
+    again = distil(base, replace(SETTINGS, target_weighting="reliability"), output=tmp_path)
+    assert again.history == distilled.history
+    starts = (AirRepEncoder.from_base(base), again.encoder)
+    results = [
+        train_encoder(encoder, POOL, TARGETS, labels, replace(SETTINGS, max_steps=4), None)
+        for encoder in starts
+    ]
+    assert results[1].history[0]["validation_lds"] > results[0].history[0]["validation_lds"] + 0.2
+
+
+def test_teacher_scores_are_read_by_id(tmp_path: Path) -> None:
+    write_scores(tmp_path / "t.safetensors", TEACHER[::-1], TARGETS[::-1], POOL)
+    read = read_teacher_scores(tmp_path / "t.safetensors", POOL[::-1], TARGETS[:7])
+    np.testing.assert_array_equal(read, TEACHER[:7, ::-1])
+    write_scores(tmp_path / "s.npy", None, TARGETS, POOL, subset_scores=TEACHER[:, :3])
+    with pytest.raises(InputError, match="s.npy has subset_scores alone; a teacher needs scores"):
+        read_teacher_scores(tmp_path / "s.npy", POOL, TARGETS)
+
+
+def test_scores_of_another_shape_are_refused(base: Path) -> None:
+    with pytest.raises(InputError, match=r"shape \(19, 40\) for 20 targets and 40 pool examples"):
+        distil(base, teacher_scores=TEACHER[1:])

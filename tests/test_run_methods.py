@@ -1,0 +1,135 @@
+"""The methods of a run: what they get from its folder, tuning, distillation and ensembles."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from airrep import stages
+from airrep.config import (
+    DataConfig,
+    DistilConfig,
+    EvaluateConfig,
+    RunConfig,
+    SubsetConfig,
+    check_run,
+)
+from airrep.examples import Example, InputError, write_examples
+from airrep.label_stages import make_labels, warm_up
+from airrep.run_methods import method_arguments, needs_warm_up
+from airrep.train_settings import TrainSettings
+from data_builders.recipes import Recipe
+from tests.tiny_lm import save_tiny_lm
+from tests.tiny_models import tiny_encoder
+
+COLOURS = ("blue", "green", "red", "white")
+METHODS = ["airrep", "tfidf", "logra", "tracin", "ensemble"]
+PARAMS = {
+    "logra": {"projection_rank": 2},
+    "tracin": {"projection_rank": 2},
+    "ensemble": {"members": ["airrep", "logra"]},
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run with labels and a warm-up of two checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    examples = [
+        Example(str(i), f"Which colour is thing {i * 7 % 10}?", COLOURS[i % 4]) for i in range(60)
+    ]
+    write_examples(folder / "examples.jsonl", examples)
+    config = RunConfig(
+        output=str(folder / "run"),
+        device="cpu",
+        lm=str(save_tiny_lm(folder / "lm")),
+        encoder=str(tiny_encoder(folder / "encoder")),
+        data=DataConfig(examples=str(folder / "examples.jsonl"), target_count=16),
+        subsets=SubsetConfig(train=12, test=4, size=8, repeats=0),
+        recipe=Recipe(learning_rate=1e-2, batch_size=4, warmup_steps=1, max_length=64),
+        train=TrainSettings(max_steps=2, show_progress=False),
+        evaluate=EvaluateConfig(methods=METHODS, params=PARAMS, draws=20),
+    )
+    check_run(config)
+    make_labels(config)
+    warm_up(config, checkpoints=2)
+    return config
+
+
+def test_methods_get_what_they_take_from_the_run(config: RunConfig) -> None:
+    given = method_arguments(config, ["tfidf", "logra", "tracin", "random"])
+    folder = Path(config.output) / "warm_up"
+    assert given["tfidf"] == {}
+    assert given["random"] == {"seed": 0}
+    assert given["logra"]["lm"] == folder / "final"
+    assert given["logra"]["projection_rank"] == 2
+    assert given["logra"]["max_length"] == 64
+    assert given["tracin"]["checkpoints"] == [folder / "checkpoint-1", folder / "final"]
+    assert given["tracin"]["learning_rates"][0] > given["tracin"]["learning_rates"][1] > 0
+
+
+def test_a_run_warms_up_only_for_methods_that_ask_its_model(config: RunConfig) -> None:
+    assert needs_warm_up(config, ["tfidf", "logra"])
+    assert needs_warm_up(config, ["ensemble"])
+    assert not needs_warm_up(config, ["tfidf", "airrep"])
+    params = {"logra": {"lm": "another"}}
+    elsewhere = replace(config, evaluate=replace(config.evaluate, params=params))
+    assert not needs_warm_up(elsewhere, ["logra"])
+
+
+def test_a_model_that_is_not_there_yet_names_its_command(config: RunConfig, tmp_path: Path) -> None:
+    fresh = replace(config, output=str(tmp_path))
+    write_examples(tmp_path / "pool.jsonl", [Example("0", "Is it?", "yes")])
+    with pytest.raises(InputError, match="run `airrep warm-up` first"):
+        method_arguments(fresh, ["logra"])
+    with pytest.raises(InputError, match="run `airrep train` first"):
+        method_arguments(fresh, ["airrep"])
+
+
+def test_members_of_an_ensemble_are_names(config: RunConfig) -> None:
+    none = replace(config, evaluate=EvaluateConfig(methods=["ensemble"]))
+    with pytest.raises(InputError, match="name its methods"):
+        method_arguments(none, ["ensemble"])
+
+
+def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
+    config = replace(config, distil=DistilConfig("logra", steps=2))
+    stages.train(config)
+    folder = Path(config.output)
+    teacher = np.load(folder / "distilled" / "teacher.npy")
+    assert teacher.shape == (8, 44)
+    before = (folder / "distilled" / "teacher.npy").stat().st_mtime_ns
+    stages.train(config)  # finished: nothing is computed again
+    assert (folder / "distilled" / "teacher.npy").stat().st_mtime_ns == before
+
+    stages.tune(config, trials=2)
+    tuned = json.loads((folder / "tuned.json").read_text())
+    assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "ensemble"]
+    weights = tuned["methods"]["ensemble"]["chosen"]["weights"]
+    assert sum(weights) == pytest.approx(1, abs=1e-5)
+    again = (folder / "tuned.json").read_text()
+    stages.tune(config, trials=2)
+    assert (folder / "tuned.json").read_text() == again
+
+    results = stages.evaluate(config)
+    assert [row["name"] for row in results["methods"]] == METHODS
+    assert not results["skipped"]
+    arguments = results["inputs"]["arguments"]
+    chosen = tuned["methods"]["tfidf"]["chosen"]
+    assert arguments["tfidf"] == chosen
+    assert arguments["ensemble"]["weights"] == weights
+    assert {"logra", "ensemble/airrep", "ensemble/logra"} <= results["inputs"]["models"].keys()
+    # What the configuration says goes before what tuning chose.
+    assert arguments["logra"]["projection_rank"] == 2
+
+
+def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Path) -> None:
+    wrong = replace(config, distil=DistilConfig(str(tmp_path / "scores.npy")))
+    with pytest.raises(InputError, match="scores.npy"):
+        stages.train(wrong)
+    with pytest.raises(InputError, match="distil.steps is 0"):
+        check_run(replace(config, distil=DistilConfig("tfidf", steps=0)))
+    with pytest.raises(InputError, match="no method 'logre'"):
+        check_run(replace(config, evaluate=EvaluateConfig(params={"logre": {}})))

@@ -10,6 +10,8 @@ from airrep.examples import InputError
 from airrep.metrics.bootstrap import LEVEL
 from airrep.metrics.correlation import centred
 
+DIGITS = 9  # of a number near 1: sums that differ by rounding alone are ties
+
 
 def harmfulness(scores: ArrayLike) -> np.ndarray:
     """How much each pool example hurts targets in general, (N,): higher = more harmful.
@@ -24,7 +26,8 @@ def harmfulness(scores: ArrayLike) -> np.ndarray:
         )
     values = centred(scores, np.ones(scores.shape, dtype=bool))
     spread = values.std(axis=1, keepdims=True)
-    return -np.divide(values, spread, out=np.zeros_like(values), where=spread > 0).mean(axis=0)
+    units = np.divide(values, spread, out=np.zeros_like(values), where=spread > 0)
+    return -units.mean(axis=0).round(DIGITS)
 
 
 def mislabel_auc(scores: ArrayLike, flipped: ArrayLike) -> dict[str, Any]:

@@ -30,6 +30,10 @@ class RunFolder:
         return self.path / "encoder"
 
     @property
+    def warm_up(self) -> Path:
+        return self.path / "warm_up"
+
+    @property
     def results_file(self) -> Path:
         return self.path / "results.json"
 

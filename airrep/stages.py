@@ -83,6 +83,7 @@ def _distil(
 
     if distil.teacher in available():
         with accelerator.main_process_first():  # the others read what it has stored
+            _warm_up(config, [distil.teacher])
             scores = teacher_scores(config, distil.teacher, pool, targets)
     else:
         scores = read_teacher_scores(distil.teacher, pool, targets)
@@ -115,6 +116,7 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         raise InputError(f"{store.path} has no labels yet; run `airrep labels` first.")
     names = config.evaluate.methods if methods is None else methods.split(",")
     check_methods(names)
+    _warm_up(config, names)
     arguments = method_arguments(config, names)
     attributors = with_given(
         make_methods(arguments),
@@ -123,9 +125,9 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         targets,
         store.subsets,
     )
-    learning = _learning_seconds(folder) if "airrep" in names else {}
+    preparing = _preparing_seconds(folder, arguments)
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
-    inputs["prepare_seconds"] = learning
+    inputs["prepare_seconds"] = preparing
     known = _known_results(folder, inputs)
     if known is not None:
         print(f"{folder.results_file} is of these labels and models; delete it to measure again")
@@ -140,7 +142,7 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         draws=config.evaluate.draws,
         seed=config.seed,
         config=dataclasses.asdict(config),
-        prepare_seconds=learning,
+        prepare_seconds=preparing,
         show_progress=True,
     )
     results["inputs"] = inputs
@@ -165,6 +167,7 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
     else:
         names = methods.split(",")
     check_methods(names)
+    _warm_up(config, names)
     found: dict[str, Any] = {}
     # An ensemble's members are tuned before it.
     for some in ([n for n in names if n != ENSEMBLE], [n for n in names if n == ENSEMBLE]):
@@ -184,19 +187,46 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
     print(*describe_tuning(found), sep="\n")
 
 
-def _learning_seconds(folder: RunFolder) -> dict[str, float]:
-    """What the training labels and the training behind the run's encoder took, by method.
+def _warm_up(config: RunConfig, names: list[str]) -> None:
+    """Trains the warm-up model, if one of the methods asks it and there is none."""
+    if needs_warm_up(config, names) and not RunFolder(Path(config.output)).warm_up.exists():
+        warm_up(config)
 
-    Empty where that is not known: labels that were imported, or made before it was recorded.
+
+def _preparing_seconds(
+    folder: RunFolder, arguments: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """What came before a method is fitted, by its name: labels and training behind the run's
+    encoder; the warm-up model.
+
+    Without those for which it is not known: labels that were imported, or made before it was
+    recorded.
     """
+    warm_up_model = folder.warm_up / "final"
+    warming = _seconds_in(folder.warm_up / "warm_up.json")
+    found = {name: warming for name, own in arguments.items() if own.get("lm") == warm_up_model}
+    if "airrep" in arguments:
+        found["airrep"] = _learning_seconds(folder)
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def _learning_seconds(folder: RunFolder) -> float | None:
+    training = _seconds_in(folder.path / "train.json")
+    if not folder.labels("train").is_dir():
+        return None
+    store = folder.open_labels("train")
+    labels = store.seconds()
+    if training is None or not store.done() <= labels.keys():
+        return None
+    return training + sum(labels.values())
+
+
+def _seconds_in(file: Path) -> float | None:
+    """The key `seconds` of a JSON file; None where there is none."""
     try:
-        store = folder.open_labels("train")
-        labels, made = store.seconds(), store.done()
-        about = json.loads((folder.path / "train.json").read_text(encoding="utf-8"))
-        training = float(about["seconds"])
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {"airrep": training + sum(labels.values())} if made <= labels.keys() else {}
+        return float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def learning_curve(config: RunConfig, counts: str | None = None, seeds: int = 3) -> None:
@@ -325,8 +355,6 @@ def run(config: RunConfig) -> Path:
     """All stages, one after the other, in this process; returns the page's path."""
     resolve_model(config.encoder)  # before the slow stages, not after them
     make_labels(config)
-    if needs_warm_up(config, config.evaluate.methods):
-        warm_up(config)
     train(config)
     evaluate(config)
     return report(config)

@@ -216,6 +216,7 @@ class Trainer:
         step = self.state.step + 1
         columns, picked = self._sample(step)
         subsets = [self.subsets[column] for column in self.holdout.train_subsets[columns]]
+        # Rows of no drawn subset are not encoded: a sample of subsets is a sample of the pool.
         rows = np.unique(np.concatenate(subsets))
         members = membership([np.searchsorted(rows, subset) for subset in subsets], len(rows))
         targets = self.holdout.train_targets[picked]

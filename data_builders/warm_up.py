@@ -217,7 +217,7 @@ class _Training:
 
 
 def _folder(config: RunConfig) -> Path:
-    return Path(config.output) / "warm_up"
+    return RunFolder(Path(config.output)).warm_up
 
 
 def _inputs(config: RunConfig, pool: Sequence[Example]) -> dict[str, Any]:

@@ -157,6 +157,55 @@ def test_embed_keeps_the_order_of_the_rows(encoder: AirRepEncoder) -> None:
     torch.testing.assert_close(full_pool.embed(rows), expected)
 
 
+class CountedTexts:
+    """A linear map of numbers, and what each call of `embed` costs in padded tokens."""
+
+    layers, width = 6, 2
+
+    def __init__(self, count: int) -> None:
+        rng = np.random.default_rng(0)
+        self.lengths = rng.integers(1, 200, count)
+        self.linear = torch.nn.Linear(1, self.width)
+        self.inputs = torch.from_numpy(rng.standard_normal((count, 1), dtype=np.float32))
+        self.rows: list[np.ndarray] = []
+        self.tokens: list[int] = []
+        self.with_graph: list[bool] = []
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        self.rows.append(rows)
+        self.tokens.append(len(rows) * int(self.lengths[rows].max()))
+        self.with_graph.append(torch.is_grad_enabled())
+        return self.linear(self.inputs[torch.from_numpy(rows)])
+
+
+@pytest.mark.parametrize("max_graph_tokens", [0, 500_000, UNBOUNDED])
+def test_a_large_pool_keeps_few_activations(max_graph_tokens: int) -> None:
+    """Of 100,000 rows no call and no kept graph is larger than asked, none is encoded thrice."""
+    count, chunk_tokens = 100_000, 16_384
+    texts = CountedTexts(count)
+    parameters = list(texts.linear.parameters())
+    first_pass = 0
+
+    def objective(embeddings: torch.Tensor) -> torch.Tensor:
+        nonlocal first_pass
+        first_pass = len(texts.rows)
+        return embeddings.square().mean()
+
+    full_pool = FullPool(texts, parameters, Accelerator(), chunk_tokens, max_graph_tokens)
+    full_pool.backward(np.arange(count), objective)
+    kept = np.asarray(texts.with_graph[:first_pass])
+    tokens = np.asarray(texts.tokens)
+    assert tokens.max() <= chunk_tokens
+    assert texts.layers * tokens[:first_pass][kept].sum() <= max_graph_tokens
+    np.testing.assert_array_equal(np.sort(np.concatenate(texts.rows[:first_pass])), range(count))
+    assert all(texts.with_graph[first_pass:])
+    assert len(texts.rows) == first_pass + (~kept).sum()
+    assert kept.all() == (max_graph_tokens == UNBOUNDED)
+    gradients = [parameter.grad for parameter in parameters]
+    plain = torch.autograd.grad(texts.linear(texts.inputs).square().mean(), parameters)
+    torch.testing.assert_close(gradients, list(plain), rtol=1e-4, atol=1e-6)
+
+
 def test_token_chunks() -> None:
     chunks = token_chunks(np.asarray([3, 9, 3, 5, 2]), chunk_tokens=6)
     assert [chunk.tolist() for chunk in chunks] == [[1], [3], [0, 2], [4]]

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from airrep.attributor import Attributor
 from airrep.attributors.grad_cos import GradCosAttributor
 from airrep.attributors.grad_dot import GradDotAttributor
-from airrep.attributors.less import LESSAttributor
 from airrep.attributors.language_model import open_lm
+from airrep.attributors.less import LESSAttributor
 from airrep.attributors.logra import LoGraAttributor
 from airrep.attributors.repsim import RepSimAttributor
 from airrep.attributors.tracin import TracInAttributor

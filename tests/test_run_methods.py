@@ -121,6 +121,10 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     assert arguments["tfidf"] == chosen
     assert arguments["ensemble"]["weights"] == weights
     assert {"logra", "ensemble/airrep", "ensemble/logra"} <= results["inputs"]["models"].keys()
+    seconds = {row["name"]: row["prepare_seconds"] for row in results["methods"]}
+    assert seconds["airrep"] > 0
+    assert seconds["logra"] == seconds["tracin"] > 0
+    assert seconds["tfidf"] is None
     # What the configuration says goes before what tuning chose.
     assert arguments["logra"]["projection_rank"] == 2
 

@@ -39,11 +39,10 @@ class GradientModel:
     """A causal LM that gives the per-example gradients of some of its layers' weights.
 
     `layers` is what `linear_layers` found. `output`, of one example: "loss" is the cross-entropy
-    summed over the response's tokens, "mean_loss" its mean over them, "margin" the sum over them of
-    log(p / (1 - p)).
-    `precision`: "fp32", or "bf16" for the passes through the model (autocast).
-    `projections` (p_out, p_in by layer) make every `LayerGradient` one of P_out^T G P_in, and
-    tokens are projected as they come, which bounds the memory for many layers.
+    summed over the response's tokens, "mean_loss" its mean over them, "margin" the sum over them
+    of log(p / (1 - p)). `precision`: "fp32", or "bf16" for the passes through the model
+    (autocast). `projections` (p_out, p_in by layer) make every `LayerGradient` one of P_out^T G
+    P_in; tokens are projected as they come, which bounds the memory for many layers.
 
     Weights have requires_grad off until `close`: no gradient of a weight is computed, and nothing
     below the lowest chosen layer has a graph. The head and the last block's feed-forward part run

@@ -90,8 +90,10 @@ class Membership:
 def membership(subsets: Sequence[np.ndarray], pool_size: int) -> Membership:
     """The memberships of `subsets`, each an array of pool rows in which rows may repeat.
 
-    Raises InputError for empty subsets and rows outside the pool.
+    Raises InputError for no subsets, empty subsets and rows outside the pool.
     """
+    if len(subsets) == 0:
+        raise InputError("There are no subsets; give at least one array of pool rows.")
     arrays = [np.asarray(subset, dtype=np.int64) for subset in subsets]
     for column, rows in enumerate(arrays):
         if rows.size == 0:

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from airrep.examples import InputError
 from airrep.pooling import FAINT, MemberBlock, Membership, softmax_pool
 
-MAX_BYTES = 2**26
-NUMBERS_A_CELL = 8  # that live at once, a pool row or subset of a block and target
+MAX_BYTES = 2**26  # larger blocks are no faster
+NUMBERS_A_CELL = 8  # that live at once, a target and pool row, or target and subset, of a block
 WIDTH = 256  # most targets of a block: more make its matrix products no faster
 HEIGHT = 4096  # fewest pool rows of a block
 
@@ -80,8 +80,8 @@ class _AttentionPool(torch.autograd.Function):
                 to_pool[rows].addmm_(to_scores, targets[own])
                 to_targets[own].addmm_(to_scores.T, pool[rows])
         for some, column, rows in _faint(total, ctx.members, width * height):
+            leaves = [part.requires_grad_() for part in (targets[some], pool[rows])]
             with torch.enable_grad():
-                leaves = [part.requires_grad_() for part in (targets[some], pool[rows])]
                 value = softmax_pool(leaves[0] @ leaves[1].T)
             gradients = torch.autograd.grad(value, leaves, given[some, column])
             to_targets.index_add_(0, some, gradients[0])

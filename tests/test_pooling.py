@@ -104,6 +104,8 @@ def test_mean_pool_ignores_padding() -> None:
 def test_errors() -> None:
     with pytest.raises(InputError, match=r"Subset 1 has row 3, outside the pool of 3"):
         members_of([0], [3], pool_size=3)
+    with pytest.raises(InputError, match="There are no subsets; give at least one array"):
+        members_of(pool_size=3)
     with pytest.raises(InputError, match="Subset 1 is empty; give it at least one pool row"):
         members_of([0], [], pool_size=3)
     with pytest.raises(InputError, match=r"shape \(1, 2\) .* a pool of 3; give scores \(targets"):

@@ -107,6 +107,7 @@ def _from_run(config: RunConfig, name: str) -> dict[str, Callable[[], Any]]:
         "lm": lambda: _checkpoints(config)[-1].path,
         "checkpoints": lambda: [checkpoint.path for checkpoint in _checkpoints(config)],
         "learning_rates": lambda: [one.mean_learning_rate for one in _checkpoints(config)],
+        "layers": lambda: _checkpoints(config)[-1].layers,
         "template": lambda: recipe.template,
         "max_length": lambda: recipe.max_length,
         "precision": lambda: recipe.precision,

@@ -11,6 +11,7 @@ The folder has its name once it is whole.
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,13 +57,15 @@ class Checkpoint:
     """A model on the way: its folder, and how many steps it has trained.
 
     `learning_rate` is that of its last step; `mean_learning_rate` the mean over the steps since
-    the checkpoint before.
+    the checkpoint before. `layers` is the pattern (`linear_layers`) of those that trained, None
+    for all.
     """
 
     path: Path
     step: int
     learning_rate: float
     mean_learning_rate: float
+    layers: str | None = None
 
 
 def warm_up(
@@ -187,9 +190,19 @@ class _Training:
                             "step": len(rates),
                             "learning_rate": rates[-1],
                             "mean_learning_rate": float(np.mean(since)),
+                            "layers": self._trained_layers(),
                         }
                     )
         return rows
+
+    def _trained_layers(self) -> str | None:
+        recipe = self.tuner.recipe
+        if recipe.train != "last_layers":
+            return None
+        modules = self.tuner.respond.model.named_modules()
+        name = next(name for name, module in modules if module is self.blocks)
+        last = range(len(self.blocks) - recipe.layers, len(self.blocks))
+        return rf"^{re.escape(name)}\.({'|'.join(map(str, last))})\."
 
     def _save(self, number: int, is_last: bool, optimizer: torch.optim.Optimizer) -> Path:
         folder = self.folder / ("final" if is_last else f"checkpoint-{number}")

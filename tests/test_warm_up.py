@@ -293,3 +293,19 @@ def test_it_needs_the_pool(config: RunConfig) -> None:
     (Path(config.output) / "pool.jsonl").unlink()
     with pytest.raises(InputError, match="run `airrep subsets` first"):
         run(config)
+
+
+@pytest.mark.parametrize(("train", "layers"), [("all", None), ("last_layers", {"1", "2"})])
+def test_the_layers_that_trained_are_known(
+    config: RunConfig, train: str, layers: set[str] | None
+) -> None:
+    """Gradients of others would say nothing of this recipe, and LESS has no moments of them."""
+    config = replace(config, recipe=replace(RECIPE, train=train, layers=2))
+    model, _ = load_lm(run(config, moments=True))
+    pattern = open_warm_up(config)[-1].layers
+    if layers is None:
+        assert pattern is None
+        return
+    found = linear_layers(model, pattern)
+    assert {name.split(".")[2] for name in found} == layers
+    assert saved_moments(open_warm_up(config)[-1].path, found) is not None

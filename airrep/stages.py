@@ -180,11 +180,18 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
             store.read(),
             config.train,
             sources={name: fingerprint_models({name: own}) for name, own in arguments.items()},
+            fixed={name: _fixed(config, name, own) for name, own in arguments.items()},
             trials=trials,
             draws=config.evaluate.draws,
             seed=config.seed,
         )
     print(*describe_tuning(found), sep="\n")
+
+
+def _fixed(config: RunConfig, name: str, arguments: Mapping[str, Any]) -> set[str]:
+    """What is not tuned: what the configuration says, and layers where only some have trained."""
+    fixed = set(config.evaluate.params.get(name, {}))
+    return fixed | {"layers"} if arguments.get("layers") is not None else fixed
 
 
 def _warm_up(config: RunConfig, names: list[str]) -> None:

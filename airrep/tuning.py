@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def tune(
     settings: TrainSettings,
     *,
     sources: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Collection[str]] | None = None,
     trials: int = 12,
     draws: int = 1000,
     seed: int = 0,
@@ -139,9 +140,9 @@ def tune(
     `methods` are unfitted, with what is not to be tuned (models, seeds) as it shall be; the grid
     of a method is in `airrep.tuning_grids`. Targets and labels are those of training; what
     `settings` hold out of them judges (`airrep.holdout`). `sources` say by method what else its
-    scores depend on: the fingerprint of its model's weights. Trials of the same data, labels and
-    method that are in tuned.json are not run again. Raises InputError where nothing is held out,
-    and for fewer than one trial.
+    scores depend on: the fingerprint of its model's weights; `fixed` which parameters stay as they
+    are. Trials of the same data, labels and method that are in tuned.json are not run again.
+    Raises InputError where nothing is held out, and for fewer than one trial.
     """
     if trials < 1:
         raise InputError(f"trials is {trials}; give at least 1.")
@@ -152,7 +153,7 @@ def tune(
     file.parent.mkdir(parents=True, exist_ok=True)
     found = _open(file, judge.inputs())
     for name, attributor in methods.items():
-        grid = GRIDS.get(name, Grid())
+        grid = GRIDS.get(name, Grid()).without((fixed or {}).get(name, ()))
         wanted = grid.draw(attributor, trials, seed)
         identity = _identity(attributor, grid, (sources or {}).get(name))
         done = _known_trials(found["methods"].get(name), identity)

@@ -4,9 +4,9 @@ A method that is not here has nothing to tune. The values are around those in us
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,6 +34,15 @@ class Grid:
         """The values of every parameter."""
         pooling = {"pooling": self.pooling} if self.pooling else {}
         return {**self.features, **self.fit, **self.score, **pooling}
+
+    def without(self, fixed: Collection[str]) -> Self:
+        """The grid without the parameters that are not to be tuned."""
+
+        def rest(values: Values) -> Values:
+            return {key: some for key, some in values.items() if key not in fixed}
+
+        pooling = () if "pooling" in fixed else self.pooling
+        return type(self)(rest(self.features), rest(self.fit), rest(self.score), pooling)
 
     def draw(self, attributor: Attributor, count: int, seed: int) -> list[Params]:
         """Up to `count` points: the attributor's own parameters, then others as drawn.

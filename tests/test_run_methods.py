@@ -107,6 +107,8 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     stages.tune(config, trials=2)
     tuned = json.loads((folder / "tuned.json").read_text())
     assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "ensemble"]
+    tried = [row["params"].keys() for row in tuned["methods"]["logra"]["trials"]]
+    assert all("projection_rank" not in keys for keys in tried)  # the configuration has it
     weights = tuned["methods"]["ensemble"]["chosen"]["weights"]
     assert sum(weights) == pytest.approx(1, abs=1e-5)
     again = (folder / "tuned.json").read_text()

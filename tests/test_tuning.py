@@ -313,3 +313,9 @@ def test_shared_work_gives_what_fresh_methods_give(tmp_path: Path) -> None:
             scores = fresh.fit(PLANTED.pool).score_subsets(targets, subsets)
             lds = lds_per_target(scores, losses)[0].mean()
             assert row["lds"] == pytest.approx(lds, abs=5e-3)
+
+
+def test_fixed_parameters_are_not_tuned() -> None:
+    grid = Grid({"a": (1, 2)}, {"b": (1, 2)}, {"c": (1, 2)}, ("sum", "attention"))
+    assert list(grid.without({"a", "c"}).values) == ["b", "pooling"]
+    assert list(grid.without({"b", "pooling"}).values) == ["a", "c"]

@@ -168,9 +168,14 @@ def _run(
 
 def _warm_up(attributor: Attributor, pool: Sequence[Example], targets: Sequence[Example]) -> None:
     """First use pays for imports and kernels; unmeasured, the order of methods does not count."""
+    if "members" in attributor.params():
+        return  # a fit would be the members' own
+    trial = copy.copy(attributor)
+    if "store" in trial.params():
+        trial.store = None  # type: ignore[attr-defined]  # that folder is for the whole pool's
     # Too few examples for this method, or a fault: the whole pool will show it.
     with contextlib.suppress(InputError):
-        copy.copy(attributor).fit(pool[:WARM_UP]).score(targets[:1])
+        trial.fit(pool[:WARM_UP]).score(targets[:1])
 
 
 def _check_seconds(

@@ -85,12 +85,14 @@ class LabelMirror:
     def _take(self, number: int, repeat: int) -> bool:
         """Whether the mirror's label could be taken; one that is not whole stays there."""
         name = shard_name(number, repeat)
-        path = self.store.path / "losses" / name
-        write_bytes_atomic(path, self._read(f"losses/{name}"))
-        if is_whole(path):
-            return True
-        path.unlink()
-        return False
+        content = self._read(f"losses/{name}")
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / name
+            copy.write_bytes(content)
+            if not is_whole(copy):
+                return False
+        write_bytes_atomic(self.store.path / "losses" / name, content)
+        return True
 
     def _give(self, numbers: Sequence[int], repeat: int) -> None:
         if not numbers:

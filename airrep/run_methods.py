@@ -3,7 +3,10 @@
 import inspect
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +42,19 @@ def method_arguments(
     Raises InputError where a model is needed that is not there yet.
     """
     folder = Path(config.output)
+    checkpoints = cache(lambda: _checkpoints(config))
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         own = _own(config, name)
         given = {
             key: value()
-            for key, value in _from_run(config, name).items()
-            if key in _takes(name) and key not in own
+            for key, value in _from_run(config, name, checkpoints).items()
+            if key in _takes(name) and key not in _settled(own)
         }
-        found[name] = given | (tuned_params(folder, name) if tuned else {}) | own
+        members = _members(config, name)
+        chosen = tuned_params(folder, name, own) if tuned else {}
+        found[name] = given | chosen | own
         if name == ENSEMBLE:
-            members = _members(config, name)
             found[name]["members"] = list(method_arguments(config, members).items())
     return found
 
@@ -85,34 +90,49 @@ def teacher_scores(
     }
     inputs = json.loads(json.dumps(inputs, default=str))
     file, about = folder / "teacher.npy", folder / "teacher.json"
-    if file.exists() and about.exists() and json.loads(about.read_text("utf-8")) == inputs:
-        return np.load(file, allow_pickle=False)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        if json.loads(about.read_text("utf-8"))["inputs"] == inputs:
+            return np.load(file, allow_pickle=False)
+    started = time.perf_counter()
     scores = make_methods(arguments)[name].fit(pool).score(targets)
     folder.mkdir(parents=True, exist_ok=True)
     about.unlink(missing_ok=True)
     content = io.BytesIO()
     np.save(content, scores)
     write_bytes_atomic(file, content.getvalue())
-    write_json_atomic(about, inputs)
+    seconds = time.perf_counter() - started
+    write_json_atomic(about, {"inputs": inputs, "seconds": seconds})
     return scores
 
 
-def _from_run(config: RunConfig, name: str) -> dict[str, Callable[[], Any]]:
+def _from_run(
+    config: RunConfig, name: str, checkpoints: Callable[[], Sequence[Any]]
+) -> dict[str, Callable[[], Any]]:
     """What gives an argument of that name; called for arguments that are taken."""
     recipe = config.recipe
     return {
         "seed": lambda: config.seed,
         "device": lambda: pick_device(config.device),
         "encoder": lambda: _trained(config) if name == "airrep" else resolve_model(config.encoder),
-        "lm": lambda: _checkpoints(config)[-1].path,
-        "checkpoints": lambda: [checkpoint.path for checkpoint in _checkpoints(config)],
-        "learning_rates": lambda: [one.mean_learning_rate for one in _checkpoints(config)],
-        "layers": lambda: _checkpoints(config)[-1].layers,
+        "lm": lambda: checkpoints()[-1].path,
+        "checkpoints": lambda: [one.path for one in checkpoints()],
+        "learning_rates": lambda: [one.mean_learning_rate for one in checkpoints()],
+        "layers": lambda: checkpoints()[-1].layers,
         "template": lambda: recipe.template,
         "max_length": lambda: recipe.max_length,
         "precision": lambda: recipe.precision,
         "show_progress": lambda: True,
     }
+
+
+def _settled(own: Mapping[str, Any]) -> set[str]:
+    """The arguments that the run does not give: the warm-up's are of no other model."""
+    settled = set(own)
+    if "lm" in own:
+        settled |= {"checkpoints", "layers", "learning_rates"}
+    if "checkpoints" in own:
+        settled.add("learning_rates")
+    return settled
 
 
 def _trained(config: RunConfig) -> Path:

@@ -204,28 +204,39 @@ def _preparing_seconds(
     folder: RunFolder, arguments: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
     """What came before a method is fitted, by its name: labels and training behind the run's
-    encoder; the warm-up model.
+    encoder; the warm-up model. An ensemble has what its members have.
 
     Without those for which it is not known: labels that were imported, or made before it was
     recorded.
     """
     warm_up_model = folder.warm_up / "final"
     warming = _seconds_in(folder.warm_up / "warm_up.json")
-    found = {name: warming for name, own in arguments.items() if own.get("lm") == warm_up_model}
-    if "airrep" in arguments:
-        found["airrep"] = _learning_seconds(folder)
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
+    found: dict[str, float] = {}
+    for name, own in arguments.items():
+        parts = dict(own["members"]) if name == ENSEMBLE else {name: own}
+        spent = [_learning_seconds(folder)] if "airrep" in parts else []
+        if any(part.get("lm") == warm_up_model for part in parts.values()):
+            spent.append(warming)
+        known = [seconds for seconds in spent if seconds is not None]
+        if known and len(known) == len(spent):
+            found[name] = sum(known)
+    return found
 
 
 def _learning_seconds(folder: RunFolder) -> float | None:
-    training = _seconds_in(folder.path / "train.json")
+    """Of the training labels, and of training on them and on a teacher's scores."""
+    parts = [_seconds_in(folder.path / "train.json")]
+    distilled = folder.path / "distilled"
+    if distilled.is_dir():
+        parts += [_seconds_in(distilled / name) for name in ("teacher.json", "train.json")]
     if not folder.labels("train").is_dir():
         return None
     store = folder.open_labels("train")
     labels = store.seconds()
-    if training is None or not store.done() <= labels.keys():
+    known = [seconds for seconds in parts if seconds is not None]
+    if len(known) < len(parts) or not store.done() <= labels.keys():
         return None
-    return training + sum(labels.values())
+    return sum(known) + sum(labels.values())
 
 
 def _seconds_in(file: Path) -> float | None:

@@ -178,14 +178,21 @@ def tune(
     return found
 
 
-def tuned_params(folder: str | Path, method: str) -> Params:
-    """The constructor's parameters that tuning chose; none for a method that was not tuned.
+def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None = None) -> Params:
+    """The constructor's parameters that tuning chose; none for a method that was not tuned, or
+    with another value than its `own` of something that stayed as it was (its model, say, or an
+    ensemble's members, by name).
 
     Raises InputError for a tuning that stopped in the middle, and a damaged tuned.json.
     """
     file = Path(folder) / FILE
     found = (_read(file) or {"methods": {}})["methods"].get(method)
     if found is None:
+        return {}
+    fixed = found["identity"]["params"]
+    if "members" in fixed:
+        fixed = fixed | {"members": [name for name, _ in fixed["members"]]}
+    if any(fixed[key] != value for key, value in (own or {}).items() if key in fixed):
         return {}
     if found["chosen"] is None and any("error" not in row for row in found["trials"]):
         raise InputError(

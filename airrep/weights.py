@@ -12,6 +12,7 @@ from airrep.provenance import hash_files
 
 PACKAGE = "package:"
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+MOMENTS_FILE = "optimizer.safetensors"  # Adam's moments, beside weights and none of them
 TOKENIZER_FILES = (
     "tokenizer*", "*.model", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json",
@@ -48,7 +49,7 @@ def fingerprint_weights(path: Path) -> str:
     """
     if path.is_file():
         return hash_files([path])
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(file for file in path.glob("*.safetensors") if file.name != MOMENTS_FILE)
     if not weights:
         raise InputError(
             f"{path} has no *.safetensors file; save the model with safe_serialization=True."

@@ -43,13 +43,11 @@ from airrep.provenance import (
     write_json_atomic,
 )
 from airrep.run_folder import RunFolder
-from airrep.weights import fingerprint_weights, plain_weights, resolve_model
+from airrep.weights import MOMENTS_FILE, fingerprint_weights, plain_weights, resolve_model
 from data_builders.adapters import merged
 from data_builders.engines import pick_engine
 from data_builders.finetune import FineTuner
 from data_builders.recipes import batches
-
-MOMENTS_FILE = "optimizer.safetensors"  # where `airrep.gradients.adam` looks for them
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,10 @@ def open_warm_up(config: RunConfig) -> list[Checkpoint]:
     if not path.exists():
         raise InputError(f"{path} is not there yet; run `airrep warm-up` first.")
     about = _check_same(path, _inputs(config, RunFolder(Path(config.output)).read_pool()))
-    return [Checkpoint(path / row.pop("folder"), **row) for row in about["checkpoints"]]
+    try:
+        return [Checkpoint(path / row.pop("folder"), **row) for row in about["checkpoints"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
 
 
 class _Training:
@@ -255,12 +256,17 @@ def _check_same(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
             if known.get(key) != value
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); delete {path} and run `airrep warm-up` again."
-        ) from None
+        raise _damaged(path, error) from None
     if differences:
         raise InputError(
             f"The warm-up in {path} is of something else: {'; '.join(differences)}. Delete it, or "
             "give another output."
         )
     return about
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path / 'warm_up.json'} cannot be read ({error}); delete {path} and run "
+        "`airrep warm-up` again."
+    )

@@ -18,7 +18,7 @@ from airrep.config import (
 )
 from airrep.examples import Example, InputError, write_examples
 from airrep.label_stages import make_labels, warm_up
-from airrep.run_methods import method_arguments, needs_warm_up
+from airrep.run_methods import method_arguments, needs_warm_up, teacher_scores
 from airrep.train_settings import TrainSettings
 from data_builders.recipes import Recipe
 from tests.tiny_lm import save_tiny_lm
@@ -139,3 +139,41 @@ def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Pat
         check_run(replace(config, distil=DistilConfig("tfidf", steps=0)))
     with pytest.raises(InputError, match="no method 'logre'"):
         check_run(replace(config, evaluate=EvaluateConfig(params={"logre": {}})))
+
+
+def test_another_model_takes_nothing_of_the_warm_up(config: RunConfig) -> None:
+    params = {"tracin": {"lm": "other"}, "less": {"checkpoints": ["a", "b"]}}
+    own = replace(config, evaluate=replace(config.evaluate, params=params))
+    given = method_arguments(own, ["tracin", "less"])
+    assert given["tracin"]["lm"] == "other"
+    assert not {"checkpoints", "learning_rates", "layers"} & given["tracin"].keys()
+    assert given["less"]["checkpoints"] == ["a", "b"]
+    assert "learning_rates" not in given["less"]
+
+
+def test_features_of_an_evaluation_may_be_stored(config: RunConfig, tmp_path: Path) -> None:
+    params = {"logra": {"projection_rank": 2, "store": str(tmp_path / "features")}}
+    stored = replace(config, evaluate=EvaluateConfig(methods=["logra"], params=params, draws=20))
+    stages.evaluate(stored)
+    assert list((tmp_path / "features").glob("**/features.bin"))
+    stages.evaluate(stored)
+
+
+def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Path) -> None:
+    stages.train(replace(config, distil=DistilConfig("logra", steps=2)))  # as above
+    stages.tune(config, methods="logra,ensemble", trials=1)
+    assert "weights" in method_arguments(config, ["ensemble"])["ensemble"]
+    params = PARAMS | {"ensemble": {"members": ["airrep", "tfidf"]}}
+    other = replace(config, evaluate=replace(config.evaluate, params=params))
+    assert "weights" not in method_arguments(other, ["ensemble"])["ensemble"]
+
+
+def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
+    config = replace(config, distil=DistilConfig("tfidf", steps=1), output=config.output)
+    pool = [Example(str(i), f"thing {i}", "red") for i in range(4)]
+    first = teacher_scores(config, "tfidf", pool, pool[:2])
+    folder = Path(config.output) / "distilled"
+    (folder / "teacher.npy").write_bytes(b"nothing")
+    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)
+    (folder / "teacher.json").write_text("{")
+    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)

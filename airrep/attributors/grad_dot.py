@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -32,11 +33,10 @@ class GradDotAttributor(FeatureAttributor):
         if self.projection_rank is not None:
             super()._fit(pool)
             return
-        self.lms_ = []
-        for (checkpoint, _), _ in zip(self._draws(), self._weights(), strict=True):
-            opened = self._open(checkpoint)
-            self.lms_.append(opened.fingerprint)
-            self.tokens_ = self._tokenize(pool, opened.tokenizer)
+        self.features_ = []
+        draws = zip(self._draws(), self._weights(), strict=True)
+        self.lms_ = [self._open(checkpoint).fingerprint for (checkpoint, _), _ in draws]
+        self.tokens_ = self._tokenize(pool, self._open(self._draws()[-1][0]).tokenizer)
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         if self.projection_rank is not None:
@@ -44,14 +44,18 @@ class GradDotAttributor(FeatureAttributor):
         total = np.zeros((len(targets), len(self.tokens_)), dtype=np.float32)
         parts = zip(self._draws(), self._weights(), self.lms_, strict=True)
         for (checkpoint, _), weight, fingerprint in parts:
-            opened = self._open(checkpoint)
-            self._check_same(opened, fingerprint)
-            tokens = self._tokenize(targets, opened.tokenizer)
-            with self._gradient_model(opened) as model:
-                total += np.float32(weight) * exact_products(
-                    model, tokens, self.tokens_, self._batches, self.cosine
-                )
+            total += np.float32(weight) * self._exact(checkpoint, fingerprint, targets)
         return total
+
+    def _exact(
+        self, checkpoint: str | Path, fingerprint: str, targets: Sequence[Example]
+    ) -> np.ndarray:
+        # By itself, so that one checkpoint is let go of before the next is opened.
+        opened = self._open(checkpoint)
+        self._check_same(opened, fingerprint)
+        tokens = self._tokenize(targets, opened.tokenizer)
+        with self._gradient_model(opened) as model:
+            return exact_products(model, tokens, self.tokens_, self._batches, self.cosine)
 
     def _state(self) -> Arrays:
         if self.projection_rank is not None:
@@ -62,5 +66,6 @@ class GradDotAttributor(FeatureAttributor):
         if self.projection_rank is not None:
             super()._restore(state)
             return
+        self.features_ = []
         self.lms_ = unpack_text(state["lms"])
         self.tokens_ = restore_tokens(state)

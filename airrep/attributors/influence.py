@@ -40,9 +40,9 @@ class InfluenceAttributor(LanguageModelAttributor):
     l2: float = 1.0
 
     def _fit(self, pool: Sequence[Example]) -> None:
-        responses, labels = np.unique([_response(one) for one in pool], return_inverse=True)
-        self._check_size(len(responses))
-        self.classes_ = responses.tolist()
+        self.classes_ = sorted({_response(one) for one in pool})
+        self._check_size(len(self.classes_))
+        labels = self._labels(pool)
         self.fingerprint_ = self._open().fingerprint
         hidden = self._hidden(pool)
         self.centre_ = hidden.mean(axis=0)
@@ -70,9 +70,13 @@ class InfluenceAttributor(LanguageModelAttributor):
     def _targets(self, targets: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features (T, d), labels (T,) and whether the pool has that response (T,)."""
         self._check_same(self._open(), self.fingerprint_)
-        numbers = {name: number for number, name in enumerate(self.classes_)}
-        labels = np.asarray([numbers.get(_response(target), -1) for target in targets])
+        labels = self._labels(targets)
         return self._project(self._hidden(targets)), labels.clip(min=0), labels >= 0
+
+    def _labels(self, examples: Sequence[Example]) -> np.ndarray:
+        """The number of each response (n,), -1 for one that the pool does not have."""
+        numbers = {name: number for number, name in enumerate(self.classes_)}
+        return np.asarray([numbers.get(_response(one), -1) for one in examples])
 
     def _project(self, hidden: np.ndarray) -> np.ndarray:
         """Features (n, d) with a column of ones for the intercept."""

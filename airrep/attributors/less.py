@@ -16,12 +16,13 @@ from airrep.attributors.gradient import (
     Tokens,
 )
 from airrep.attributors.language_model import OpenedLM, checked_checkpoints, checked_rates
-from airrep.gradients.adam import MOMENTS_FILE, AdamFeatures, pool_moments, saved_moments
+from airrep.gradients.adam import AdamFeatures, pool_moments, saved_moments
 from airrep.gradients.curvature import inverse_norms
 from airrep.gradients.layers import linear_layers
 from airrep.gradients.per_example import GradientModel
 from airrep.gradients.store import GradientStore
 from airrep.provenance import hash_files
+from airrep.weights import MOMENTS_FILE
 
 
 @dataclass(eq=False, repr=False)

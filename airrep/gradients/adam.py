@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 from airrep.examples import InputError, TokenizedExample
 from airrep.gradients.layer_gradient import BLOCK, LayerGradient, add_up
 from airrep.gradients.per_example import GradientModel, Projections
+from airrep.weights import MOMENTS_FILE
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-MOMENTS_FILE = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)

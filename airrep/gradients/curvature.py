@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from airrep.examples import InputError
-from airrep.gradients.covariances import TokenCovariance
+from airrep.gradients.covariances import MAX_WIDTH, TokenCovariance
 from airrep.gradients.store import GradientStore
 
 Arrays = dict[str, np.ndarray]
@@ -38,16 +38,23 @@ class FisherBlocks:
     def fit(cls, store: GradientStore, sizes: Sequence[int], damping: float) -> Self:
         """From the pool's features.
 
-        Raises InputError for a damping below 0, or one too small for the matrix to be inverted.
+        Raises InputError for a damping below 0, or one too small for the matrix to be inverted,
+        and for blocks too wide to fit.
         """
         _check(damping)
+        if max(sizes) > MAX_WIDTH:
+            raise InputError(
+                f"A block of {max(sizes):,} features is too wide for its Fisher matrix (at most "
+                f"{MAX_WIDTH:,}); give a smaller projection_rank or width."
+            )
         sums = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
         for _, rows in store.blocks():
             for total, part in zip(sums, rows.split(list(sizes), dim=1), strict=True):
                 total += part.T @ part
         factors, ridges = [], []
         for fisher in (total / store.rows for total in sums):
-            ridge = damping * float(fisher.trace()) / len(fisher)
+            # A layer without any gradient counts for nothing, whatever it is divided by.
+            ridge = damping * float(fisher.trace()) / len(fisher) if fisher.any() else 1.0
             fisher.diagonal().add_(ridge)
             factors.append(_cholesky(fisher, damping))
             ridges.append(ridge)
@@ -102,7 +109,7 @@ class KFACBlocks:
             inner, basis_in = torch.linalg.eigh(one.inner.cpu())
             spectrum = torch.outer(outer.clamp(min=0), inner.clamp(min=0))
             spectrum *= one.tokens / one.examples
-            ridge = damping * spectrum.mean()
+            ridge = damping * spectrum.mean() if spectrum.any() else torch.tensor(1.0)
             if not ridge > 0 and not spectrum.min() > 0:
                 raise _singular(damping)
             bases.append((basis_out, basis_in))

@@ -80,10 +80,11 @@ def fit_curvature(
     `DrawnLabels` model it is the true Fisher matrix, else the empirical one. Raises InputError
     for layers that are too wide and gradients that are not finite.
     """
-    bases = {
-        name: (_eigenvectors(name, one.outer), _eigenvectors(name, one.inner))
-        for name, one in token_covariances(model, start("factors")).items()
-    }
+    factors = token_covariances(model, start("factors"))
+    bases = {}
+    for name in list(factors):
+        one = factors.pop(name)  # each is as large as what is made of it
+        bases[name] = _eigenvectors(name, one.outer), _eigenvectors(name, one.inner)
     return {
         name: LayerCurvature(*bases[name], eigenvalues)
         for name, eigenvalues in _eigenvalues(model, start("eigenvalues"), bases).items()

@@ -25,11 +25,12 @@ def exact_products(
     products = np.empty((len(targets), len(pool)), dtype=np.float32)
     for rows in batches(targets):
         mine = model.backward([targets[row] for row in rows]).layers
+        lengths = _norms(mine) if cosine else None
         for columns in batches(pool):
             theirs = model.backward([pool[row] for row in columns]).layers
             block = add_up(mine[name].dot(theirs[name]) for name in mine)
-            if cosine:
-                block = block / torch.outer(_norms(mine), _norms(theirs))
+            if lengths is not None:
+                block = block / torch.outer(lengths, _norms(theirs))
             products[np.ix_(rows, columns)] = block.cpu().numpy()
     return products
 

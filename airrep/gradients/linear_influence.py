@@ -57,9 +57,15 @@ class HeadInfluence:
     @cached_property
     def rescaled_residuals(self) -> np.ndarray:
         """(I - A_i B_i)^-1 r_i, (n, c): what each residual is with the example left out."""
-        c = self.residuals.shape[1]
-        inverses = [np.linalg.inv(np.eye(c) - block) for block in self._leverage_blocks()]
-        return (np.concatenate(inverses) @ self.residuals[:, :, None])[:, :, 0]
+        rescaled = np.empty_like(self.residuals)
+        unit = np.eye(self.residuals.shape[1])
+        start = 0
+        for block in self._leverage_blocks():
+            rows = slice(start, start + len(block))
+            own = self.residuals[rows, :, None]
+            rescaled[rows] = np.linalg.solve(unit - block, own)[:, :, 0]
+            start += len(block)
+        return rescaled
 
     def loss_changes(self, gradients: np.ndarray, residuals: np.ndarray) -> np.ndarray:
         """Nats (T, n) that targets' losses rise by when each example alone is left out.

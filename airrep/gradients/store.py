@@ -153,10 +153,9 @@ class GradientStore:
 
     def _create(self, folder: Path) -> None:
         """Makes an empty store under a temporary name; the first of several processes wins."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
         new = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-        new.mkdir()
         try:
+            new.mkdir(parents=True)
             for name, size in (("features", self.rows * self.row_bytes), ("written", self.rows)):
                 with (new / f"{name}.bin").open("wb") as file:
                     file.truncate(size)

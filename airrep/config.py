@@ -132,7 +132,9 @@ class EvaluateConfig:
     """What is compared, and how.
 
     Args:
-        methods: attribution methods by name; `airrep evaluate --help` lists them.
+        methods: attribution methods: airrep, embedding, bm25, tfidf, same_task, random, grad_dot,
+            grad_cos, tracin, logra, trak, ekfac, datainf, less, repsim, influence,
+            rescaled_influence, newton_step, ensemble.
         params: parameters of methods by name, such as {logra: {projection_rank: 8, layers: mlp}};
             they go before those that `airrep tune` chose.
         scores: scores of outside tools, name: .npy or .safetensors file; see docs/files.md.
@@ -238,8 +240,14 @@ def check_run(config: RunConfig, computes: bool = True) -> None:
             raise InputError(f"{name} is {value}; give at least {least}.")
     check_methods(config.evaluate.methods)
     check_methods(list(config.evaluate.params))
-    if config.distil is not None and config.distil.steps < 1:
-        raise InputError(f"distil.steps is {config.distil.steps}; give at least 1.")
+    if config.distil is not None:
+        if config.distil.steps < 1:
+            raise InputError(f"distil.steps is {config.distil.steps}; give at least 1.")
+        if config.distil.teacher in ("airrep", "ensemble"):
+            raise InputError(
+                f"distil.teacher is {config.distil.teacher!r}, which needs the encoder that is to "
+                "be trained; name another method."
+            )
     config.recipe.check()
     try:
         check_settings(config.train)

@@ -83,7 +83,7 @@ def evaluate(
         "linear_share_of_labels": linear_share(np.zeros(labels.losses.shape), given),
         "methods": [
             method_row(run, {over: drawn[over][row] for over in drawn}, given, ceiling)
-            | preparation(run, runs, prepared.get(run.name))
+            | preparation(run, runs, prepared)
             for row, run in enumerate(runs)
         ],
         "skipped": skipped,

@@ -129,14 +129,16 @@ def linear_share(predicted: np.ndarray, benchmark: Benchmark) -> dict[str, Any] 
 
 
 def preparation(
-    run: MethodRun, runs: Sequence[MethodRun], prepare_seconds: float | None
+    run: MethodRun, runs: Sequence[MethodRun], prepared: Mapping[str, float]
 ) -> dict[str, Any]:
     """Seconds before a method fits anything, and the pool size where that has paid for itself.
 
-    `break_even_examples` is by name of every clearly slower method that is no oracle; null where
-    the seconds are not known.
+    `prepared` has those seconds by method, where they are known; a slower method's own count for
+    this one (none where they are not known). `break_even_examples` is by name of every clearly
+    slower method that is no oracle, 0 where this one is ahead from the start; null where its
+    seconds are not known.
     """
-    rate = run.examples_per_second
+    rate, prepare_seconds = run.examples_per_second, prepared.get(run.name)
     if prepare_seconds is None or rate is None:
         return {"prepare_seconds": prepare_seconds, "break_even_examples": None}
     slower = {
@@ -149,7 +151,8 @@ def preparation(
     return {
         "prepare_seconds": prepare_seconds,
         "break_even_examples": {
-            name: break_even(prepare_seconds, rate, other) for name, other in slower.items()
+            name: break_even(max(0.0, prepare_seconds - prepared.get(name, 0.0)), rate, other)
+            for name, other in slower.items()
         },
     }
 

@@ -95,7 +95,7 @@ class LabelStore:
         _make_folder(path)
         with clear_disk_errors(path), folder_lock(path):
             if (path / "manifest.json").exists():
-                check_same(path, read_manifest(path), wanted, target_count, about)
+                _check_same(path, wanted, target_count, about)
             else:
                 refuse_losses(path)
                 write_bytes_atomic(path / "subsets.safetensors", plan_bytes(plan))
@@ -312,6 +312,17 @@ def import_npz(
     losses = np.where(np.isfinite(losses), losses, np.nan).astype(np.float32)
     store.add_merged(dict(enumerate(losses)))
     return store
+
+
+def _check_same(
+    path: Path, wanted: Mapping[str, str], target_count: int, about: Mapping[str, Any]
+) -> None:
+    try:
+        check_same(path, read_manifest(path), wanted, target_count, about)
+    except InputError as error:
+        if any((path / "losses").glob("*.safetensors")):
+            raise
+        raise InputError(f"{error} It has no labels yet: delete it, if you like.") from None
 
 
 def _make_folder(path: Path) -> None:

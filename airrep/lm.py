@@ -1,6 +1,7 @@
 """Causal language models: loading one, and the loss of responses under it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ def load_lm(
     source["trust_remote_code"] = trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, **weights, output_loading_info=True
-        )
+        with _without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, **weights, output_loading_info=True
+            )
     except Exception as error:  # damaged files make transformers raise anything
         raise InputError(
             f"{path} cannot be loaded as a causal language model: {load_failure(error)}"
@@ -55,6 +57,20 @@ def load_lm(
         )
     check_whole(path, tokenizer, about["missing_keys"])
     return model, tokenizer
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading takes a second, and happens again and again."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()

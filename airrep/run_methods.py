@@ -14,7 +14,7 @@ import numpy as np
 
 from airrep.attributor import Attributor
 from airrep.attributors import make_attributor, method_class
-from airrep.config import RunConfig
+from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.provenance import write_bytes_atomic, write_json_atomic
@@ -57,6 +57,12 @@ def method_arguments(
         if name == ENSEMBLE:
             found[name]["members"] = list(method_arguments(config, members).items())
     return found
+
+
+def check_trained(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises InputError when a method needs the run's encoder and there is none."""
+    if "airrep" in [*names, *(member for name in names for member in _members(config, name))]:
+        _trained(config)
 
 
 def make_methods(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, Attributor]:
@@ -158,6 +164,9 @@ def _members(config: RunConfig, name: str) -> list[str]:
             f"evaluate.params.ensemble.members is {members!r}; name its methods, the one whose "
             "units count first, such as [airrep, logra]."
         )
+    check_methods(members)
+    if ENSEMBLE in members:
+        raise InputError("An ensemble cannot be its own member; leave it out of its members.")
     return members
 
 

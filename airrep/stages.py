@@ -22,6 +22,7 @@ from airrep.provenance import git_revision, hash_files, installed_versions
 from airrep.run_folder import RunFolder
 from airrep.run_methods import (
     ENSEMBLE,
+    check_trained,
     fingerprint_models,
     make_methods,
     method_arguments,
@@ -85,8 +86,10 @@ def _distil(
         with accelerator.main_process_first():  # the others read what it has stored
             _warm_up(config, [distil.teacher])
             scores = teacher_scores(config, distil.teacher, pool, targets)
-    else:
+    elif Path(distil.teacher).exists():
         scores = read_teacher_scores(distil.teacher, pool, targets)
+    else:
+        check_methods([distil.teacher])  # says which names are near
     settings = dataclasses.replace(config.train, max_steps=distil.steps)
     output = RunFolder(Path(config.output)).path / "distilled"
     result = distil_encoder(encoder, pool, targets, scores, settings, output, accelerator)
@@ -196,6 +199,7 @@ def _fixed(config: RunConfig, name: str, arguments: Mapping[str, Any]) -> set[st
 
 def _warm_up(config: RunConfig, names: list[str]) -> None:
     """Trains the warm-up model, if one of the methods asks it and there is none."""
+    check_trained(config, names)  # before, not after hours
     if needs_warm_up(config, names) and not RunFolder(Path(config.output)).warm_up.exists():
         warm_up(config)
 

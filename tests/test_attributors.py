@@ -403,3 +403,24 @@ def test_bm25_scores_the_same_in_every_process():
         for seed in "123"
     }
     assert len(outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("logra", {"layers": 5}, "'logra' got layers 5; it takes str, or null"),
+        ("logra", {"projection_rank": 2.5}, "got projection_rank 2.5; it takes int, or null"),
+        ("logra", {"damping": None}, "got damping None; it takes float"),
+        ("bm25", {"b": "x"}, "'bm25' got b 'x'; it takes float"),
+        ("tfidf", {"sublinear_tf": 7}, "got sublinear_tf 7; it takes bool"),
+        ("random", {"seed": True}, "got seed True; it takes int"),
+    ],
+)
+def test_a_parameter_of_another_type_is_named(name, params, message):
+    with pytest.raises(InputError, match=message):
+        make_attributor(name, **({"lm": "model"} if name == "logra" else {}), **params)
+
+
+def test_numbers_of_numpy_are_numbers():
+    attributor = make_attributor("logra", lm=Path("m"), damping=np.float32(1), seed=np.int64(3))
+    assert attributor.damping == 1

@@ -205,10 +205,10 @@ def test_rates_that_are_nearly_the_same_are_not_set_against_each_other():
         MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)
         for name, rate in (("fast", 120.0), ("near", 101.0), ("slow", 99.0), ("unknown", None))
     ]
-    assert preparation(runs[0], runs, 10.0)["break_even_examples"] == {
+    assert preparation(runs[0], runs, {runs[0].name: 10.0})["break_even_examples"] == {
         "slow": break_even(10.0, 120.0, 99.0)
     }
-    assert preparation(runs[3], runs, 10.0)["break_even_examples"] is None
+    assert preparation(runs[3], runs, {runs[3].name: 10.0})["break_even_examples"] is None
 
 
 def test_the_verdict_says_what_learning_cost(evaluated):

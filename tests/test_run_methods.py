@@ -1,6 +1,7 @@
 """The methods of a run: what they get from its folder, tuning, distillation and ensembles."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
 
 def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Path) -> None:
     wrong = replace(config, distil=DistilConfig(str(tmp_path / "scores.npy")))
-    with pytest.raises(InputError, match="scores.npy"):
+    with pytest.raises(InputError, match="no method"):
         stages.train(wrong)
     with pytest.raises(InputError, match="distil.steps is 0"):
         check_run(replace(config, distil=DistilConfig("tfidf", steps=0)))
@@ -177,3 +178,33 @@ def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
     np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)
     (folder / "teacher.json").write_text("{")
     np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["ensemble", "tfidf"], "cannot be its own member"),
+        (["tfidf", "tfidf"], "named twice"),
+        (["logre"], "did you mean 'logra'"),
+    ],
+)
+def test_members_that_cannot_be(config: RunConfig, members: list[str], message: str) -> None:
+    params = {"ensemble": {"members": members}}
+    wrong = replace(config, evaluate=replace(config.evaluate, params=params))
+    with pytest.raises(InputError, match=message):
+        method_arguments(wrong, ["ensemble"])
+
+
+def test_teachers_that_cannot_be(config: RunConfig) -> None:
+    with pytest.raises(InputError, match="did you mean 'logra'"):
+        stages.train(replace(config, distil=DistilConfig("logre")))
+    with pytest.raises(InputError, match="needs the encoder that is to be trained"):
+        check_run(replace(config, distil=DistilConfig("airrep")))
+
+
+def test_a_missing_encoder_is_noticed_before_the_warm_up(config: RunConfig, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(config.output, copy, ignore=shutil.ignore_patterns("encoder", "warm_up"))
+    with pytest.raises(InputError, match="run `airrep train` first"):
+        stages.evaluate(replace(config, output=str(copy)))
+    assert not (copy / "warm_up").exists()

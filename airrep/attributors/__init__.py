@@ -2,8 +2,11 @@
 
 import difflib
 import inspect
+import numbers
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from airrep.attributor import Attributor
 from airrep.examples import InputError
@@ -33,6 +36,7 @@ _METHODS = {
     "given": ("airrep.attributors.given", "GivenAttributor"),
     "random": ("airrep.attributors.random", "RandomAttributor"),
 }
+PLAIN = {bool, int, float, str, Path, type(None)}
 
 
 def available() -> list[str]:
@@ -53,7 +57,27 @@ def make_attributor(name: str, **params: Any) -> Attributor:
     except TypeError as error:
         takes = ", ".join(signature.parameters) or "no parameters"
         raise InputError(f"The method {name!r}: {error}; it takes {takes}.") from error
+    _check_types(name, method, params)
     return method(**params)
+
+
+def _check_types(name: str, method: type[Attributor], params: Mapping[str, Any]) -> None:
+    """Raises InputError for what is no number, text or null where a parameter takes only such."""
+    try:
+        hints = get_type_hints(method.__init__)
+    except NameError:  # of a module that is not loaded
+        return
+    for key, value in params.items():
+        kinds = set(get_args(hints.get(key)) or (hints.get(key),))
+        if not kinds <= PLAIN:
+            continue
+        allowed = [kind for kind in kinds if kind not in (int, float)]
+        allowed += [numbers.Real] if float in kinds else []
+        allowed += [numbers.Integral] if int in kinds else []
+        if not isinstance(value, tuple(allowed)) or (type(value) is bool and bool not in kinds):
+            wanted = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
+            null = ", or null" if type(None) in kinds else ""
+            raise InputError(f"The method {name!r} got {key} {value!r}; it takes {wanted}{null}.")
 
 
 def method_class(name: str) -> type[Attributor]:

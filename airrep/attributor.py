@@ -120,6 +120,11 @@ class Attributor(ABC):
         )
 
     @property
+    def fits_late(self) -> bool:
+        """Whether the work on the pool is done when targets are scored, each time again."""
+        return False
+
+    @property
     def bytes_per_example(self) -> int:
         """Bytes of fitted state per pool example, rounded up; model weights are not counted."""
         self._check_fitted()

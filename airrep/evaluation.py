@@ -152,6 +152,7 @@ def _run(
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)
     lds, constant = lds_per_target(pooled[attributor.pooling], losses)
     fit_seconds = max(fitted - start, 1e-9)
+    pool_seconds = scored - start if attributor.fits_late else fit_seconds
     is_timed = attributor.name != GIVEN
     return MethodRun(
         name=name,
@@ -162,7 +163,7 @@ def _run(
         constant_targets=constant,
         fit_seconds=fit_seconds if is_timed else None,
         query_seconds=(scored - fitted) / len(targets) if is_timed else None,
-        examples_per_second=len(pool) / fit_seconds if is_timed else None,
+        examples_per_second=len(pool) / pool_seconds if is_timed else None,
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +199,27 @@ def test_preparation_is_set_against_the_slower_methods():
     assert found["break_even_examples"] == sizes
     slower = {name for name in ("airrep", "tfidf") if rates[name] * NOTICEABLE < rates["random"]}
     assert row(results, "random")["break_even_examples"] == dict.fromkeys(slower, 0)
+
+
+def test_what_the_slower_method_prepares_counts_too():
+    runs = [
+        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)
+        for name, rate in (("fast", 100.0), ("slow", 50.0), ("slower", 10.0))
+    ]
+    found = preparation(runs[0], runs, {"fast": 10.0, "slow": 4.0, "slower": 11.0})
+    assert found["break_even_examples"] == {"slow": break_even(6.0, 100.0, 50.0), "slower": 0}
+
+
+def test_work_on_the_pool_counts_whenever_it_is_done():
+    class Late(Planted):
+        fits_late = True
+
+        def _score(self, targets):
+            time.sleep(0.05)
+            return super()._score(targets)
+
+    results, _ = run({"airrep": Late(BENCHMARK.truth)})
+    assert row(results, "airrep")["examples_per_second"] < len(BENCHMARK.pool) / 0.05
 
 
 def test_rates_that_are_nearly_the_same_are_not_set_against_each_other():

@@ -51,6 +51,10 @@ class EKFACAttributor(GradientAttributor):
     memory_gb: float = 2.0
     seed: int = 0
 
+    @property
+    def fits_late(self) -> bool:
+        return True
+
     def _fit(self, pool: Sequence[Example]) -> None:
         self._check_settings()
         opened = self._open()

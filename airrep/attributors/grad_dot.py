@@ -29,6 +29,10 @@ class GradDotAttributor(FeatureAttributor):
     _: KW_ONLY
     projection_rank: int | None = None
 
+    @property
+    def fits_late(self) -> bool:
+        return self.projection_rank is None
+
     def _fit(self, pool: Sequence[Example]) -> None:
         if self.projection_rank is not None:
             super()._fit(pool)

@@ -28,6 +28,7 @@ from airrep.metrics import (
 )
 
 LEARNED = "airrep"  # the method the others are baselines of
+NO_BASELINES = (LEARNED, "ensemble")  # an ensemble may hold the learned method
 GIVEN = "given"  # scores of an outside tool: reading them says nothing of what they cost
 NOTICEABLE = 1.2  # rates closer than this factor may be one rate, measured twice
 RECALL_AT = (1, 5, 10, 50)
@@ -184,7 +185,7 @@ def comparison_rows(runs: Sequence[MethodRun], drawn: np.ndarray) -> dict[str, A
         names = {"method": runs[learned].name, "best_baseline": runs[best].name}
         return names | against(best)
 
-    baselines = [row for row, run in enumerate(runs) if run.attributor.name != LEARNED]
+    baselines = [row for row, run in enumerate(runs) if run.attributor.name not in NO_BASELINES]
     return {
         "comparison": against_best(baselines),
         "comparison_without_oracles": against_best(

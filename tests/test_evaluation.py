@@ -201,6 +201,18 @@ def test_preparation_is_set_against_the_slower_methods():
     assert row(results, "random")["break_even_examples"] == dict.fromkeys(slower, 0)
 
 
+def test_an_ensemble_is_compared_but_is_no_baseline():
+    members = [Planted(BENCHMARK.truth), "random"]
+    methods = {
+        "airrep": Planted(BENCHMARK.truth),
+        "both": make_attributor("ensemble", members=members, weights=[1, 0]),
+        "random": make_attributor("random"),
+    }
+    results, _ = run(methods)
+    assert results["comparison"]["best_baseline"] == "random"
+    assert [found["baseline"] for found in results["differences"]] == ["both", "random"]
+
+
 def test_what_the_slower_method_prepares_counts_too():
     runs = [
         MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)

@@ -55,9 +55,7 @@ def open_once(browser: Browser, page: Path) -> tuple[float, float, float, float]
     browser.wait("document.querySelectorAll('.views .card').length > 0")
     explorer = browser.run("performance.now()")
     browser.run("document.querySelectorAll('.plot').forEach(e => e.scrollIntoView())")
-    browser.wait(
-        "[...document.querySelectorAll('.plot')].every(e => e.querySelector('.main-svg'))"
-    )
+    browser.wait("[...document.querySelectorAll('.plot')].every(e => e.querySelector('.main-svg'))")
     charts = browser.run("performance.now()")
     paint = browser.run("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     loaded = browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd")

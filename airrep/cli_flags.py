@@ -187,6 +187,7 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "benchmark": (str, None, "folder of a benchmark"),
     "scores": (str, None, "scores of outside tools: name=FILE,name2=FILE"),
     "methods": (str, "bm25,tfidf,same_task,random", "a,b,c"),
+    "params": (str, None, "parameters of methods in YAML: '{logra: {lm: DIR, layers: mlp}}'"),
     "untrained": (str, None, "encoder before training, for a row `embedding`"),
     "published": (str, None, "folder with train.jsonl, test.jsonl and lds.jsonl"),
     "lm": (str, "not stated", "the language model behind the losses"),

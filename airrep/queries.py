@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from airrep.attributors.airrep import AirRepAttributor
 from airrep.config import check_methods, check_seed
@@ -130,12 +131,14 @@ def judge(
     encoder: str | None = None,
     untrained: str | None = None,
     methods: str = "bm25,tfidf,same_task,random",
+    params: str | None = None,
     output: str | None = None,
     device: str = "auto",
     seed: int = 0,
 ) -> None:
     """Compares methods and files of scores on a benchmark; prints the LDS, best first.
 
+    `params` are parameters of methods in YAML: {logra: {lm: DIR, layers: mlp}}.
     results.json and the scores are written into `output`, by default `judged` in the benchmark's
     folder: what a run found of its own stays.
     """
@@ -147,9 +150,12 @@ def judge(
     for name, source in (("airrep", encoder), ("embedding", untrained)):
         if source is not None:
             options[name] = {"encoder": resolve_model(source), "device": pick_device(device)}
-    wanted = [name for name in options if name != "random"]
+    given = _read_params(params or "{}")
+    for name, own in given.items():
+        options[name] = options.get(name, {}) | own
+    wanted: list[str] = [name for name in ("airrep", "embedding") if name in options]
     wanted += [name for name in methods.split(",") if name and name not in wanted]
-    check_methods(wanted)
+    check_methods([*wanted, *(name for name in given if name not in wanted)])
     results = evaluate_benchmark(
         benchmark,
         {name: make_attributor(name, **options.get(name, {})) for name in wanted},
@@ -159,6 +165,19 @@ def judge(
         show_progress=True,
     )
     print(*describe(results), sep="\n")
+
+
+def _read_params(text: str) -> dict[str, dict[str, Any]]:
+    """Parameters by method; raises InputError for what is no mapping of mappings."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"params is not YAML: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+        raise InputError(
+            f"params is {text!r}; give parameters by method, such as '{{logra: {{lm: DIR}}}}'."
+        )
+    return found
 
 
 def import_benchmark(

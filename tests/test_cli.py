@@ -602,6 +602,22 @@ def test_a_run_becomes_a_benchmark_that_judges_scores_of_outside_tools(
     assert "--scores has 'outside'; give name=FILE, several with commas" in line
 
 
+def test_any_method_runs_on_a_benchmark(
+    run: tuple[str, Path], models: dict[str, str], tmp_path: Path, fails: Fails
+) -> None:
+    config, folder = run
+    assert main(["benchmark", "make", "--config", config]) == 0
+    command = ["evaluate", f"--benchmark={folder}", f"--output={tmp_path}", "--methods=logra"]
+    params = {"logra": {"lm": models["lm"], "projection_rank": 2, "device": "cpu"}}
+    assert main([*command, f"--params={json.dumps(params)}"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in results["methods"]] == ["logra"]
+    assert "missing a required argument: 'lm'" in fails(*command)
+    assert "give parameters by method" in fails(*command, "--params=[logra]")
+    assert "params is not YAML" in fails(*command, "--params={")
+    assert "no method 'logre'" in fails(*command, "--params={logre: {}}")
+
+
 def test_a_run_compares_scores_of_outside_tools(run: tuple[str, Path], tmp_path: Path) -> None:
     config, folder = run
     copy = shutil.copytree(folder, tmp_path / "run")

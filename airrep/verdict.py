@@ -33,6 +33,19 @@ NOTES = {
     "tfidf": "word overlap, cosine",
     "same_task": "counts examples of the target's task",
     "random": "no knowledge at all",
+    "grad_dot": "products of gradients",
+    "grad_cos": "cosines of gradients",
+    "tracin": "products of gradients, over checkpoints",
+    "trak": "a linear model in projected gradients",
+    "logra": "influence in low-rank gradients",
+    "ekfac": "influence by EK-FAC curvature",
+    "datainf": "influence by DataInf's closed form",
+    "less": "gradients as Adam steps along them",
+    "repsim": "cosines of the model's hidden states",
+    "influence": "exact, of a head on hidden states",
+    "rescaled_influence": "exact for one example at a time",
+    "newton_step": "a step of Newton for each subset",
+    "ensemble": "several methods together",
 }
 TERMS = {
     "Score": "How helpful a training example is for a target: higher means that training on it is "

@@ -131,6 +131,11 @@ def attention_pool(scores: torch.Tensor, members: Membership) -> torch.Tensor:
     return _repool(pooled, scores, members, faint) if faint.any() else pooled
 
 
+def pool_scores(scores: torch.Tensor, members: Membership, pooling: str) -> torch.Tensor:
+    """Scores (T, M) of all subsets from scores (T, N), by "attention" or by "sum"."""
+    return attention_pool(scores, members) if pooling == "attention" else scores @ members
+
+
 def softmax_pool(scores: torch.Tensor) -> torch.Tensor:
     """Attention pooling (T,) of the scores (T, n) of one subset, relative to its own largest."""
     return (torch.softmax(scores.abs(), dim=1) * scores).sum(dim=1)

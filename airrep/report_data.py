@@ -13,7 +13,7 @@ from airrep.attributor import top_rows
 from airrep.examples import Example
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
-from airrep.pooling import Membership, attention_pool, membership
+from airrep.pooling import Membership, membership, pool_scores
 from airrep.verdict import label
 
 TARGETS_A_BLOCK = 50
@@ -92,8 +92,7 @@ def _views(
 ) -> list[dict[str, Any]]:
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     given = torch.from_numpy(scores)
-    attention = method["pooling"] == "attention"
-    pooled = (attention_pool(given, members) if attention else given @ members).numpy()
+    pooled = pool_scores(given, members, method["pooling"]).numpy()
     lds, _ = lds_per_target(pooled, losses)
     return [
         {

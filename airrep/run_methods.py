@@ -28,7 +28,7 @@ ENSEMBLE = "ensemble"
 
 def needs_warm_up(config: RunConfig, names: Sequence[str]) -> bool:
     """Whether one of the methods asks the run's warm-up model."""
-    every = [*names, *(member for name in names for member in _members(config, name))]
+    every = _with_members(config, names)
     return any("lm" in _takes(name) and "lm" not in _own(config, name) for name in every)
 
 
@@ -51,17 +51,17 @@ def method_arguments(
             for key, value in _from_run(config, name, checkpoints).items()
             if key in _takes(name) and key not in _settled(own)
         }
-        members = _members(config, name)
         chosen = tuned_params(folder, name, own) if tuned else {}
         found[name] = given | chosen | own
         if name == ENSEMBLE:
-            found[name]["members"] = list(method_arguments(config, members).items())
+            members = method_arguments(config, _members(config, name))
+            found[name]["members"] = list(members.items())
     return found
 
 
 def check_trained(config: RunConfig, names: Sequence[str]) -> None:
     """Raises InputError when a method needs the run's encoder and there is none."""
-    if "airrep" in [*names, *(member for name in names for member in _members(config, name))]:
+    if "airrep" in _with_members(config, names):
         _trained(config)
 
 
@@ -152,6 +152,11 @@ def _checkpoints(config: RunConfig) -> Sequence[Any]:
     from data_builders.warm_up import open_warm_up
 
     return open_warm_up(config)
+
+
+def _with_members(config: RunConfig, names: Sequence[str]) -> list[str]:
+    """The methods, and those that an ensemble among them has."""
+    return [*names, *(member for name in names for member in _members(config, name))]
 
 
 def _members(config: RunConfig, name: str) -> list[str]:

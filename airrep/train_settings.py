@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from airrep.choices import check_choice
 from airrep.examples import InputError
 from airrep.objectives import make_objective
 
@@ -122,17 +123,12 @@ def check_settings(settings: TrainSettings) -> None:
     if settings.average is not None and not 0 < settings.average < 1:
         raise InputError(f"average is {settings.average}; give a decay between 0 and 1, or none.")
     if settings.target_weighting is not None:
-        _check_choice("target_weighting", settings.target_weighting, get_args(Weighting))
-    _check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))
-    _check_choice("wandb", settings.wandb, get_args(WandbMode))
+        check_choice("target_weighting", settings.target_weighting, get_args(Weighting))
+    check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))
+    check_choice("wandb", settings.wandb, get_args(WandbMode))
 
 
 def _check_least(settings: TrainSettings, least: int, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= least:
             raise InputError(f"{name} is {getattr(settings, name)}; give at least {least}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")

@@ -9,13 +9,13 @@ import torch
 from airrep.attributor import pack_text, unpack_text
 from airrep.attributors.gradient import Arrays, GradientAttributor, Tokens
 from airrep.attributors.language_model import OpenedLM, restore_tokens, tokens_state
+from airrep.choices import check_choice
 from airrep.examples import Example, InputError, TokenizedExample
-from airrep.gradients.choices import check_choice
 from airrep.gradients.ekfac import (
+    BLOCK,
     DrawnLabels,
     Factors,
     LayerCurvature,
-    example_blocks,
     fit_curvature,
     leading_factors,
     products,
@@ -88,7 +88,7 @@ class EKFACAttributor(GradientAttributor):
         for rows in self._batches(targets, "target gradients"):
             order.append(rows)
             for name, gradient in model.backward([targets[row] for row in rows]).layers.items():
-                for some in example_blocks(gradient):
+                for some in gradient.blocks(BLOCK):
                     parts[name].append(
                         self._factors(curvature[name].precondition(some, self.damping))
                     )

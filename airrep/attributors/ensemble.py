@@ -1,8 +1,10 @@
 """Several methods as one: a weighted mean of their scores, brought to one scale."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +13,9 @@ from airrep.attributors import make_attributor
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
+
+if TYPE_CHECKING:
+    from airrep.pooling import Membership
 
 ROUNDS = 20  # of fitting: a weight is a multiple of 1/20 at finest
 # A member as given: an attributor, a method's name, or its name and parameters.
@@ -116,24 +121,26 @@ def fit_weights(
     that raises the LDS of the mean most is added again and again, `ROUNDS` times, and the best
     of the means on the way is taken, the earlier of equal ones.
     """
+    from airrep.pooling import membership
+
+    members = membership(labels.subsets, scores[0].shape[1])
     counts = np.zeros(len(scores))
     best, best_lds = counts, -np.inf
     for _ in range(ROUNDS):
         tried = [counts + one for one in np.eye(len(scores))]
-        found = [_lds(combine(scores, each), labels, pooling) for each in tried]
+        found = [_lds(combine(scores, each), labels, members, pooling) for each in tried]
         counts = tried[int(np.argmax(found))]
         if max(found) > best_lds:
             best, best_lds = counts, max(found)
     return best / best.sum()
 
 
-def _lds(scores: np.ndarray, labels: Labels, pooling: str) -> float:
+def _lds(scores: np.ndarray, labels: Labels, members: Membership, pooling: str) -> float:
     import torch
 
-    from airrep.pooling import attention_pool, membership
+    from airrep.pooling import pool_scores
 
-    members, given = membership(labels.subsets, scores.shape[1]), torch.from_numpy(scores)
-    pooled = attention_pool(given, members) if pooling == "attention" else given @ members
+    pooled = pool_scores(torch.from_numpy(scores), members, pooling)
     return float(lds_per_target(pooled.numpy(), labels.losses)[0].mean())
 
 

@@ -8,8 +8,8 @@ import torch
 
 from airrep.attributors.gradient import Arrays, FeatureAttributor, PoolFeatures, Tokens
 from airrep.attributors.language_model import OpenedLM
+from airrep.choices import check_choice
 from airrep.examples import Example, InputError
-from airrep.gradients.choices import check_choice
 from airrep.gradients.covariances import token_covariances
 from airrep.gradients.curvature import FisherBlocks, KFACBlocks, inverse_norms
 from airrep.gradients.per_example import GradientModel, Projections

@@ -9,8 +9,8 @@ import torch
 
 from airrep.attributor import pack_text, unpack_text
 from airrep.attributors.language_model import LanguageModelAttributor
+from airrep.choices import check_choice
 from airrep.examples import Example, pad
-from airrep.gradients.choices import check_choice
 from airrep.gradients.per_example import autocast
 
 POSITIONS = ("last", "mean")

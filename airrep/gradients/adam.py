@@ -1,6 +1,6 @@
 """Gradients as Adam would step along them (LESS, arXiv 2402.04333)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class AdamFeatures:
         """Features (B, d), from gradients that are not projected."""
         return torch.cat(
             [
-                torch.cat([self._project(name, part) for part in _parts(layer)])
+                torch.cat([self._project(name, part) for part in layer.blocks(BLOCK)])
                 for name, layer in layers.items()
             ],
             dim=1,
@@ -95,7 +95,7 @@ def pool_moments(
     for batch in batches:
         count += len(batch)
         for name, layer in model.backward(batch).layers.items():
-            found = add_up(part.full().square().sum(0) for part in _parts(layer))
+            found = add_up(part.full().square().sum(0) for part in layer.blocks(BLOCK))
             squares[name] = squares[name] + found if name in squares else found
     return {
         name: AdamMoments(torch.zeros_like(total), total / count) for name, total in squares.items()
@@ -113,9 +113,3 @@ def _moments(tensors: Mapping[str, torch.Tensor], name: str, layer: nn.Module) -
     if isinstance(layer, Conv1D):
         mean, square = mean.T, square.T
     return AdamMoments(mean, square, int(entry("step")))
-
-
-def _parts(layer: LayerGradient) -> Iterator[LayerGradient]:
-    """The layer's gradients for so many examples at a time as fit as matrices."""
-    d_out, d_in = layer.output_gradients.shape[-1], layer.inputs.shape[-1]
-    return layer.split(max(1, BLOCK // (d_out * d_in)))

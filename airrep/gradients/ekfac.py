@@ -1,6 +1,6 @@
 """EK-FAC: the Fisher matrix of linear layers, diagonal in a Kronecker-factored eigenbasis."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Self
@@ -114,7 +114,7 @@ def products(factors: Factors, gradient: LayerGradient) -> torch.Tensor:
     operations for a single P as G takes for all.
     """
     columns = []
-    for some in example_blocks(gradient):
+    for some in gradient.blocks(BLOCK):
         whole = some.full()
         step = max(1, BLOCK // whole[0].numel())
         parts = zip(*(factor.split(step) for factor in factors), strict=True)
@@ -141,7 +141,7 @@ def _eigenvalues(
     for batch in batches:
         count += len(batch)
         for name, gradient in model.backward(batch).layers.items():
-            for part in example_blocks(gradient):
+            for part in gradient.blocks(BLOCK):
                 sums[name] += _rotated(part, *bases[name]).square().sum(0)
     return {name: total / count for name, total in sums.items()}
 
@@ -150,9 +150,3 @@ def _rotated(gradient: LayerGradient, q_out: torch.Tensor, q_in: torch.Tensor) -
     """Q_S^T G Q_A (B, d_out, d_in)."""
     widened = LayerGradient(wide(gradient.inputs), wide(gradient.output_gradients), gradient.mask)
     return widened.projected(q_out, q_in)
-
-
-def example_blocks(gradient: LayerGradient) -> Iterator[LayerGradient]:
-    """The same for some examples at a time, whose G have at most `BLOCK` numbers."""
-    size = gradient.inputs.shape[2] * gradient.output_gradients.shape[2]
-    return gradient.split(max(1, BLOCK // size))

@@ -65,6 +65,12 @@ class LayerGradient:
         for inputs, output_gradients, mask in zip(*parts, strict=True):
             yield LayerGradient(inputs, output_gradients, mask)
 
+    def blocks(self, numbers: int) -> Iterator["LayerGradient"]:
+        """The same for so many examples at a time that their matrices have at most `numbers`
+        numbers together; at least one."""
+        _, _, d_in, d_out = self._sizes()
+        yield from self.split(max(1, numbers // (d_out * d_in)))
+
     def _sizes(self) -> tuple[int, int, int, int]:
         return *self.inputs.shape, self.output_gradients.shape[-1]
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from airrep.choices import check_choice
 from airrep.examples import InputError, TokenizedExample
-from airrep.gradients.choices import check_choice
 from airrep.gradients.layer_gradient import LayerGradient, times, wide
 from airrep.gradients.layers import weight_shape
 from airrep.lm import ResponseModel, mean_by_row

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from airrep.choices import check_choice
 from airrep.examples import InputError
-from airrep.gradients.choices import check_choice
 from airrep.provenance import fsync, write_bytes_atomic, write_json_atomic
 
 FORMAT = 1

@@ -41,8 +41,7 @@ class TrainSettings:
             then stay (LoRA, arXiv 2106.09685); the projector trains whole. They are merged into
             the weights at the end. None trains the layers themselves.
         dropout: whether the layers that train drop units.
-        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU (more does not fit its
-            cache and takes half as long again) and 16384 elsewhere.
+        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU and 16384 elsewhere.
         max_graph_tokens: padded tokens, times layers that train, whose activations are kept in a
             step; the rest is encoded twice. Bounds memory, changes no result.
         validation_subsets: share of the training subsets that is held out and chooses the best

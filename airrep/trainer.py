@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from airrep.checkpoint import write_checkpoint
+from airrep.device import tokens_at_once
 from airrep.encoder import AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
@@ -22,7 +23,7 @@ from airrep.objectives import make_objective
 from airrep.pooling import membership
 from airrep.reliability import reliability_weights
 from airrep.streaming_pool import attention_pool_embeddings
-from airrep.train_log import TrainLog
+from airrep.train_log import TrainLog, peak_memory_gib
 from airrep.train_run import HISTORY, TrainRun, fingerprint_run
 from airrep.train_settings import TrainSettings, check_settings
 from airrep.train_state import TrainState
@@ -30,8 +31,6 @@ from airrep.trunk import prepare_texts, trainable_parameters
 
 SAMPLES = 2  # keeps the random numbers of samples and dropout apart from those of the split
 DROPOUT = 3
-CPU_CHUNK_TOKENS = 2048
-GPU_CHUNK_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,10 @@ class TrainResult:
     """The encoder at its best step, and how it got there.
 
     `history` has one entry a step from 0 (untrained): step, loss, gradient_norm, learning_rate,
-    train_lds and validation_lds (None between evaluations), seconds since the start.
+    train_lds and validation_lds (None between evaluations), seconds since the start,
+    examples_per_second (None at step 0) and peak_memory_gib. The rate is over all processes, of
+    the pool and target examples that the step took its gradient from, without evaluation; memory
+    is that of `peak_memory_gib`, in this process.
     `validation_lds` is the best step's, None when nothing was held out. `dropped_targets` counts
     training targets whose labels do not vary.
     """
@@ -119,9 +121,7 @@ class Trainer:
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
         parameters = _trained(encoder, settings)
-        chunk_tokens = settings.chunk_tokens or (
-            CPU_CHUNK_TOKENS if accelerator.device.type == "cpu" else GPU_CHUNK_TOKENS
-        )
+        chunk_tokens = settings.chunk_tokens or tokens_at_once(accelerator.device)
         self.full_pool = FullPool(
             prepare_texts(
                 encoder,
@@ -204,15 +204,20 @@ class Trainer:
         before = state.history[-1]["seconds"] if state.history else 0.0
         self._started = time.perf_counter() - before
         if not state.history:
-            self._record(log, None, None)
+            self._record(log)
         while not state.exhausted():
-            loss = self._take_gradient()
-            self._record(log, loss, state.update())
+            start = time.perf_counter()
+            loss, examples = self._take_gradient()
+            norm = state.update()
+            self._record(log, loss, norm, examples / (time.perf_counter() - start))
             if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 self._write_checkpoint()
 
-    def _take_gradient(self) -> float:
-        """The loss of the coming step; its gradient is left in the parameters."""
+    def _take_gradient(self) -> tuple[float, int]:
+        """Loss of the coming step, and how many examples it encoded, each counted once.
+
+        The gradient is left in the parameters.
+        """
         step = self.state.step + 1
         columns, picked = self._sample(step)
         subsets = [self.subsets[column] for column in self.holdout.train_subsets[columns]]
@@ -233,7 +238,7 @@ class Trainer:
         )
         if not np.isfinite(loss):
             raise _not_finite("loss", step, loss, self.settings)
-        return loss
+        return loss, len(rows) + len(targets)
 
     def _sample(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Columns and rows of `self.labels` for this step: everything, or a seeded sample.
@@ -245,7 +250,13 @@ class Trainer:
         columns = _draw(rng, subset_count, self.settings.subsets_per_step)
         return columns, _draw(rng, target_count, self.settings.targets_per_step)
 
-    def _record(self, log: TrainLog, loss: float | None, norm: float | None) -> None:
+    def _record(
+        self,
+        log: TrainLog,
+        loss: float | None = None,
+        norm: float | None = None,
+        rate: float | None = None,
+    ) -> None:
         state = self.state
         train_lds, validation_lds = None, None
         due = state.step % self.settings.evaluate_every == 0
@@ -260,6 +271,8 @@ class Trainer:
             "train_lds": train_lds,
             "validation_lds": validation_lds,
             "seconds": round(time.perf_counter() - self._started, 3),
+            "examples_per_second": None if rate is None else round(rate, 1),
+            "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
         }
         state.history.append(entry)
         log.add(entry)

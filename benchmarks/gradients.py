@@ -20,7 +20,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from airrep.device import pick_device
+from airrep.device import pick_device, tokens_at_once
 from airrep.examples import TokenizedExample, lm_template, tokenize_examples
 from airrep.gradients.layers import linear_layers
 from airrep.gradients.per_example import GradientModel, autocast
@@ -42,12 +42,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="how many examples")
     parser.add_argument("--plain-count", type=int, default=16, help="how many the plain way takes")
     parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--template", default="auto", help="text around {prompt} and {response}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--batch-tokens", type=int, help="2048 on a CPU, 16384 elsewhere")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.device = pick_device(options.device)
+    options.batch_tokens = options.batch_tokens or tokens_at_once(options.device)
     model, examples = open_inputs(options)
     ways = {"floor: forward and backward": (floor(model, examples, options), len(examples), 0)}
     few = examples[: options.plain_count]
@@ -79,18 +82,17 @@ def main() -> None:
 
 def open_inputs(options: argparse.Namespace) -> tuple[nn.Module, list[TokenizedExample]]:
     """The model on its device, and the examples as its tokens."""
-    device = pick_device(options.device)
     if options.lm is None:
-        model, tokenizer = random_model(options.seed).to(device), None
+        model, tokenizer = random_model(options.seed).to(options.device), None
     else:
-        model, tokenizer = load_lm(plain_weights(resolve_model(options.lm)), device)
+        model, tokenizer = load_lm(plain_weights(resolve_model(options.lm)), options.device)
     if options.examples is None:
         vocabulary = model.get_input_embeddings().num_embeddings
         return model, random_texts(vocabulary, options)
     if tokenizer is None:
         raise SystemExit("--examples needs the tokenizer of a model; give --lm too.")
     examples = read_examples(options.examples)[: options.count]
-    template = lm_template(tokenizer)
+    template = lm_template(tokenizer, options.template)
     return model, tokenize_examples(examples, tokenizer, template, options.max_length)
 
 

@@ -1,5 +1,6 @@
 """Training finds a planted signal, chooses by held-out labels only, and survives being killed."""
 
+import itertools
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from airrep.label_store import Labels, LabelStore
 from airrep.objectives import standardise_labels
 from airrep.reliability import reliability_weights
 from airrep.run_folder import RunFolder
+from airrep.train_log import peak_memory_gib
 from airrep.train_settings import TrainSettings
 from airrep.train_state import layer_depths
 from airrep.trainer import TrainResult, train_encoder
@@ -558,6 +561,49 @@ def test_wandb_offline_stays_offline(
     assert (opened["mode"], opened["dir"]) == ("offline", str(tmp_path))
     assert [step for _, step in logged] == [0, 1, 2, -1]
     assert logged[2][0]["validation_lds"] is not None
+    measured = {"train_lds", "validation_lds", "loss", "gradient_norm"}
+    assert measured | {"examples_per_second", "peak_memory_gib"} <= logged[2][0].keys()
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    for line, (entry, _) in zip(lines, logged, strict=False):
+        stored = json.loads(line)
+        assert {key: value for key, value in stored.items() if value is not None} == entry
+
+
+def test_examples_per_second_counts_what_a_step_encodes(
+    run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by half a second whenever it is read."""
+    ticks = itertools.count(0, 0.5)
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr(airrep.trainer, "time", clock)
+    split = hold_out(LABELS, QUICK)
+    rows = {row for column in split.train_subsets for row in LABELS.subsets[column]}
+    rates = [rate for (rate,) in history(run(), "examples_per_second")]
+    assert rates == [None] + 6 * [2 * (len(rows) + len(split.train_targets))]
+    sampled = run(replace(QUICK, targets_per_step=3, subsets_per_step=2))
+    for (rate,) in history(sampled, "examples_per_second")[1:]:
+        assert 2 * (3 + 12) <= rate <= 2 * (3 + 24)  # two subsets of 12 pool rows
+    assert all(entry["seconds"] > 0 for entry in sampled.history)
+
+
+def test_peak_memory(run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    held = np.ones(2**28, dtype=np.uint8)  # a quarter of a GiB, written
+    peaks = [peak for (peak,) in history(run(), "peak_memory_gib")]
+    assert held.nbytes / 2**30 < peaks[0]
+    assert peaks[-1] < 100  # GiB, not MiB
+    assert peaks == sorted(peaks)
+    assert peaks[-1] <= round(peak_memory_gib(torch.device("cpu")), 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    assert peak_memory_gib(torch.device("cuda")) == 1.5
+
+
+def test_the_progress_bar_shows_the_held_out_lds(
+    run: Callable[..., TrainResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(replace(QUICK, max_steps=2, show_progress=True))
+    shown = capsys.readouterr().err
+    assert "train: 100%" in shown
+    assert f"held_out_lds={result.history[-1]['validation_lds']:.3f}" in shown
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from airrep.attributor import Attributor
 from airrep.attributors.ensemble import EnsembleAttributor, combine, fit_weights
 from airrep.examples import Example, InputError, fingerprint_examples
-from airrep.holdout import check_labels, held_out_labels
+from airrep.holdout import LEAST_SUBSETS, LEAST_TARGETS, check_labels, held_out_labels
 from airrep.label_store import Labels
 from airrep.metrics import bootstrap_lds, lds_per_target
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
@@ -142,6 +142,7 @@ def tune(
     `settings` hold out of them judges (`airrep.holdout`). `sources` say by method what else its
     scores depend on: the fingerprint of its model's weights; `fixed` which parameters stay as they
     are. Trials of the same data, labels and method that are in tuned.json are not run again.
+    Prints a warning, before the first trial of a tuned.json, where few labels are held out.
     Raises InputError where nothing is held out, and for fewer than one trial.
     """
     if trials < 1:
@@ -152,26 +153,31 @@ def tune(
     file = Path(folder) / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     found = _open(file, judge.inputs())
+    if methods and not found["methods"] and _is_little(found["inputs"]):
+        print(
+            f"Parameters are chosen on {len(held.subsets)} held-out subsets and {len(rows)} "
+            f"targets, which is little: hold out at least {LEAST_SUBSETS} and {LEAST_TARGETS} "
+            "(make more labels, or raise validation_subsets and validation_targets)"
+        )
     for name, attributor in methods.items():
         grid = GRIDS.get(name, Grid()).without((fixed or {}).get(name, ()))
-        wanted = grid.draw(attributor, trials, seed)
         identity = _identity(attributor, grid, (sources or {}).get(name))
         done = _known_trials(found["methods"].get(name), identity)
         method = {"identity": identity, "budget": trials, "chosen": None, "trials": done}
         found["methods"][name] = method
+        if isinstance(attributor, EnsembleAttributor):
+            done += [] if done else [judge.weigh(attributor)]  # the trial finds its parameters
+            wanted = [row["params"] for row in done]
+        else:
+            wanted = grid.draw(attributor, trials, seed)
         missing = [params for params in wanted if params not in [row["params"] for row in done]]
         # What a stopped tuning left there is of the same pool and method, or not found.
         scratch = file.parent / "tuning" / _sha256(f"{found['inputs']} {identity}")[:12]
-        run = (
-            iter([] if done else [judge.weigh(attributor)])
-            if isinstance(attributor, EnsembleAttributor)
-            else judge.run(attributor, grid, missing, scratch)
-        )
-        for row in tqdm(run, name, len(missing), unit="trial", disable=not show_progress):
+        run = judge.run(attributor, grid, missing, scratch)
+        shown = show_progress and len(missing) > 0
+        for row in tqdm(run, name, len(missing), unit="trial", disable=not shown):
             done.append(row)
             write_json_atomic(file, found)
-        if isinstance(attributor, EnsembleAttributor):
-            wanted = [row["params"] for row in done]
         method["chosen"] = _best(done, wanted)
         write_json_atomic(file, found)
     shutil.rmtree(file.parent / "tuning", ignore_errors=True)
@@ -191,7 +197,8 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
         return {}
     fixed = found["identity"]["params"]
     if "members" in fixed:
-        fixed = fixed | {"members": [name for name, _ in fixed["members"]]}
+        names = [one if isinstance(one, str) else one[0] for one in fixed["members"]]
+        fixed = fixed | {"members": names}
     if any(fixed[key] != value for key, value in (own or {}).items() if key in fixed):
         return {}
     if found["chosen"] is None and any("error" not in row for row in found["trials"]):
@@ -208,6 +215,7 @@ def describe(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"judged on {about['held_out_targets']} held-out targets x {about['held_out_subsets']} "
         "held-out subsets of the training labels"
+        + (", which is little" if _is_little(about) else "")
     ]
     lines += [f"{name}: {_describe_method(method)}" for name, method in methods.items()]
     budgets = sorted({method["budget"] for method in methods.values()})
@@ -217,6 +225,12 @@ def describe(found: Mapping[str, Any]) -> list[str]:
             "them with the same number of trials to compare them."
         )
     return lines
+
+
+def _is_little(inputs: Mapping[str, Any]) -> bool:
+    """Whether so few labels judge that chance chooses as much as quality does."""
+    targets, subsets = inputs["held_out_targets"], inputs["held_out_subsets"]
+    return targets < LEAST_TARGETS or subsets < LEAST_SUBSETS
 
 
 def _describe_method(method: Mapping[str, Any]) -> str:
@@ -260,7 +274,12 @@ def _identity(attributor: Attributor, grid: Grid, source: Any) -> dict[str, Any]
         if key not in grid.values and key not in WITHOUT_EFFECT
     }
     about = {"params": fixed, "source": source, "versions": installed_versions()}
-    return json.loads(json.dumps(about, default=str))
+    return json.loads(json.dumps(about, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    """An attributor as its name and parameters; anything else as text."""
+    return [value.name, value.params()] if isinstance(value, Attributor) else str(value)
 
 
 def _open(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:

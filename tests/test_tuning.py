@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from airrep.attributor import Attributor, NotApplicableError
 from airrep.attributors import make_attributor, method_class
+from airrep.attributors.ensemble import EnsembleAttributor
 from airrep.examples import Example, InputError
 from airrep.holdout import hold_out
 from airrep.label_store import Labels
@@ -259,6 +261,80 @@ def test_unequal_budgets_are_named(tmp_path: Path) -> None:
     assert "same budget (2, 3 trials)" in describe(found)[-1]
     assert "LDS" in describe(found)[1]
     assert len(describe(run(tmp_path, trials=3))) == 3
+
+
+def test_few_held_out_labels_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    enough = replace(SETTINGS, validation_subsets=0.13, validation_targets=0.2)
+    assert "little" not in describe(run(tmp_path / "enough", settings=enough, trials=1))[0]
+    assert capsys.readouterr().out == ""  # 8 subsets and 5 targets
+    for name, counts, change in (
+        ("subsets", "7 held-out subsets and 5 targets", {"validation_subsets": 0.12}),
+        ("targets", "8 held-out subsets and 4 targets", {"validation_targets": 0.17}),
+    ):
+        few = replace(enough, **change)
+        found = run(tmp_path / name, settings=few, trials=1)
+        message = f"chosen on {counts}, which is little: hold out at least 8 and 5 (make"
+        assert message in capsys.readouterr().out
+        run(tmp_path / name, {"random": make_attributor("random")}, settings=few, trials=1)
+        assert capsys.readouterr().out == ""  # said once a file
+        assert describe(found)[0].endswith("of the training labels, which is little")
+
+
+def test_only_methods_with_trials_to_run_show_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = {"staged": Staged([]), "random": make_attributor("random")}
+    run(tmp_path, methods, trials=2, show_progress=True)
+    shown = capsys.readouterr().err
+    assert "staged: 100%" in shown
+    assert "2/2" in shown
+    assert "random: 100%" in shown
+    run(tmp_path, methods, trials=2, show_progress=True)
+    assert capsys.readouterr().err == ""
+    run(tmp_path, methods, trials=3, show_progress=True)
+    shown = capsys.readouterr().err
+    assert "1/1" in shown
+    assert "random" not in shown
+
+
+def test_an_ensemble_is_weighed_once_and_its_weights_are_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log: list[str] = []
+
+    def ensemble(noise: float = 0.0) -> dict[str, Attributor]:
+        members = [Staged(log, noise=noise), "bm25", ("random", {"seed": 1})]
+        return {"ensemble": EnsembleAttributor(members, pooling="sum")}
+
+    found = run(tmp_path, ensemble(), trials=5)
+    (trial,) = found["methods"]["ensemble"]["trials"]
+    assert found["methods"]["ensemble"]["chosen"] == trial["params"]
+    members = ["staged", "bm25", "random"]
+    assert tuned_params(tmp_path, "ensemble", {"members": members})["weights"][0] > 0.5
+    assert tuned_params(tmp_path, "ensemble", {"members": members[:2]}) == {}
+    assert log
+    log.clear()
+    capsys.readouterr()
+    assert run(tmp_path, ensemble(), trials=5, show_progress=True) == found
+    assert log == []
+    assert capsys.readouterr().err == ""
+    assert run(tmp_path, ensemble(noise=2.0), trials=5) != found
+    assert log
+
+
+def test_an_ensemble_whose_members_do_not_go_has_nothing_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Staged, pool: Sequence[Example]) -> None:
+        raise NotApplicableError("does not go")
+
+    ensemble = {"ensemble": EnsembleAttributor([Staged([], noise=0.0)], pooling="sum")}
+    with monkeypatch.context() as patch:
+        patch.setattr(Staged, "_fit", refuse)
+        found = run(tmp_path, ensemble)
+    assert found["methods"]["ensemble"]["trials"] == [{"params": {}, "error": "does not go"}]
+    assert found["methods"]["ensemble"]["chosen"] is None
+    assert run(tmp_path, ensemble)["methods"]["ensemble"]["chosen"] == {"weights": [1.0]}
 
 
 def test_nothing_is_tuned_without_a_file(tmp_path: Path) -> None:

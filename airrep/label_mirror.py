@@ -26,7 +26,8 @@ class LabelMirror:
     """The labels of one store at a URL such as s3://bucket/run/train_labels.
 
     Raises InputError for a URL whose file system is unknown, not installed or not to be reached,
-    and for one that holds labels of something else.
+    for a folder of this machine whose parent does not exist, and for a URL that holds labels of
+    something else.
     """
 
     def __init__(self, store: LabelStore, url: str) -> None:
@@ -37,6 +38,7 @@ class LabelMirror:
             self.files, self.root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise InputError(f"The mirror {url!r} cannot be used: {error}.") from None
+        self._check_parent()
         with self._reached():
             self._join()
 
@@ -58,6 +60,17 @@ class LabelMirror:
         name = shard_name(number, repeat)
         with self._reached():
             self._write(f"losses/{name}", (self.store.path / "losses" / name).read_bytes())
+
+    def _check_parent(self) -> None:
+        """Refuses a folder of this machine in one that is not there: mistyped, or not mounted."""
+        from fsspec.implementations.local import LocalFileSystem
+
+        parent = Path(self.root).parent
+        if isinstance(self.files, LocalFileSystem) and not parent.is_dir():
+            raise InputError(
+                f"The mirror {self.url} would be in {parent}, which is not a folder that exists; "
+                "check the path (a file URL is file:///folder), or make that folder first."
+            )
 
     def _join(self) -> None:
         """Checks that the mirror is of this store's labels, or makes it so when it is new."""

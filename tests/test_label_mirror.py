@@ -22,6 +22,7 @@ def new_store(path: Path, **changes: str) -> LabelStore:
 @pytest.fixture(params=["memory", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
+        (tmp_path / "mirror").mkdir()
         return f"file://{tmp_path}/mirror/train_labels"
     return f"memory://{uuid4().hex}/train_labels"
 
@@ -80,4 +81,15 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         LabelMirror(store, "nothing://x")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be reached .* same command goes on"):
-        LabelMirror(store, f"file://{tmp_path}/file/labels")
+        LabelMirror(store, f"file://{tmp_path}/file")
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://", ""])
+def test_a_mistyped_folder_is_not_made(tmp_path: Path, scheme: str) -> None:
+    store = new_store(tmp_path / "store")
+    (tmp_path / "file").write_text("in the way")
+    for parent in ("mirrro", "file", "mirrro/deeper"):
+        message = f"would be in {tmp_path}/{parent}, which is not a folder that exists; check"
+        with pytest.raises(InputError, match=message):
+            LabelMirror(store, f"{scheme}{tmp_path}/{parent}/train_labels")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "store"]

@@ -34,7 +34,7 @@ from airrep.examples import (
 )
 from airrep.pooling import mean_pool
 from airrep.provenance import clear_save_errors
-from airrep.weights import check_whole
+from airrep.weights import check_whole, plain_weights, resolve_model
 
 
 class AirRepEncoder(PreTrainedModel):
@@ -56,7 +56,7 @@ class AirRepEncoder(PreTrainedModel):
         super().__init__(config)
         self.base = new_base(config) if base is None else base
         width = self.base.config.hidden_size
-        self.projector = nn.Linear(width, width)
+        self.projector = nn.Linear(width, width, dtype=self.base.dtype)
         if base is None:
             self.post_init()
         else:
@@ -69,13 +69,16 @@ class AirRepEncoder(PreTrainedModel):
 
     @classmethod
     def from_base(cls, source: str | Path, max_length: int = MAX_LENGTH, **kwargs: Any) -> Self:
-        """An untrained encoder on a Hugging Face text encoder: a folder or a hub id.
+        """An untrained encoder on a Hugging Face text encoder: a folder, a hub id or a GGUF file.
 
-        Its embeddings are the base's mean-pooled ones. `max_length` is lowered to what the base
-        can read. `kwargs` go to transformers; remote code runs only with trust_remote_code=True.
-        Raises InputError when the source is not a model, or its weights (in safetensors) or its
-        tokenizer are missing.
+        Its embeddings are the base's mean-pooled ones. A causal language model is a base too,
+        without its head; a GGUF file's is converted once (`airrep.weights.plain_weights`).
+        `max_length` is lowered to what the base can read. `kwargs` go to transformers; remote code
+        runs only with trust_remote_code=True. Raises InputError when the source is not a model,
+        or its weights (in safetensors) or its tokenizer are missing.
         """
+        if Path(source).suffix == ".gguf":
+            source = plain_weights(resolve_model(source))
         with clear_load_errors(source):
             config = read_base_config(source, hub_arguments(kwargs))
             tokenizer = AutoTokenizer.from_pretrained(str(source), **hub_arguments(kwargs))

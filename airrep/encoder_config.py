@@ -97,6 +97,10 @@ def base_loader(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
 def most_tokens(base: PreTrainedModel, tokenizer: Any) -> int:
     """How long a text the base can read, special tokens included."""
     limits = [tokenizer.model_max_length]
+    # Rotary positions have no table to count.
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is not None and positions > 0:
+        limits.append(positions)
     for name, module in base.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
             # RoBERTa counts positions from padding_idx + 1.
@@ -106,13 +110,17 @@ def most_tokens(base: PreTrainedModel, tokenizer: Any) -> int:
 
 
 def read_base_config(source: str | Path, arguments: dict[str, Any]) -> PreTrainedConfig:
-    """The config of a base text encoder; InputError where it is an AirRep encoder's."""
+    """The config of a base text encoder, which generates nothing and so keeps no keys and values;
+    InputError where it is an AirRep encoder's."""
     values, _ = PreTrainedConfig.get_config_dict(str(source), **arguments)
     if values.get("model_type") == AirRepConfig.model_type:
         raise InputError(
             f"{source} is an AirRep encoder already; open it with AirRepEncoder.from_pretrained."
         )
-    return AutoConfig.from_pretrained(str(source), **arguments)
+    config = AutoConfig.from_pretrained(str(source), **arguments)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False
+    return config
 
 
 def read_config(source: str | Path, arguments: dict[str, Any]) -> AirRepConfig:

@@ -37,13 +37,19 @@ class ResponseBatch:
     packed: bool
 
     def to(self, device: torch.device) -> "ResponseBatch":
+        """The batch on a device; nothing waits until a GPU has it."""
+
+        def moved(part: torch.Tensor) -> torch.Tensor:
+            part = part.pin_memory() if device.type == "cuda" else part
+            return part.to(device, non_blocking=True)
+
         return ResponseBatch(
-            self.ids.to(device),
-            self.texts.to(device),
-            self.offsets.to(device),
-            self.places.to(device),
-            self.tokens.to(device),
-            self.rows.to(device),
+            moved(self.ids),
+            moved(self.texts),
+            moved(self.offsets),
+            moved(self.places),
+            moved(self.tokens),
+            moved(self.rows),
             self.packed,
         )
 

@@ -3,16 +3,17 @@
     python benchmarks/labels.py --config configs/tiny.yaml
     python benchmarks/labels.py --config configs/demo.yaml --engines eager cached_trunk batched:4
     python benchmarks/labels.py --config configs/minimix.yaml --recipe.precision bf16 \\
-        --engines script eager batched:1 batched:8 batched:16 --labels 16
+        --engines script eager batched:1 batched:8 batched:16 --labels 16 --slow-labels 2
 
 Every engine makes the labels of the same first training subsets, in one process, after one label
-that is not timed. `batched:8` trains 8 models at once. `script` is what a fine-tuning script does
-that knows nothing of labels: it loads the model for every subset, pads every batch, and computes
-logits at every position. The first engine named is what the others are compared with: rank
-correlation over targets (mean over subsets) and mean absolute difference; the last line gives the
-same between two seeds of one engine, which is what there is to lose. The floor is a label's
-operations at the rate of large matrix products in the recipe's precision, measured in the same
-run. `plan` is what `airrep plan` foretells for the engine, over what it took.
+that is not timed; those that train one model at a time make `--slow-labels` of them. `batched:8`
+trains 8 models at once. `script` is what a fine-tuning script does that knows nothing of labels:
+it loads the model for every subset, pads every batch, and computes logits at every position. The
+first engine named is what the others are compared with: rank correlation over targets (mean over
+subsets) and mean absolute difference; the last line gives the same between two seeds of one
+engine, which is what there is to lose. The floor is a label's operations at the rate of large
+matrix products in the recipe's precision, measured in the same run. `plan` is what `airrep plan`
+foretells for the engine, over what it took.
 """
 
 import resource
@@ -51,12 +52,16 @@ class Made:
 class Setting:
     """One run's data as tokens, and what loads its model."""
 
-    def __init__(self, config: RunConfig, labels: int, targets: int) -> None:
+    def __init__(
+        self, config: RunConfig, labels: int, slow_labels: int, targets: int, no_plan: bool
+    ) -> None:
         data = read_run_data(config)
         self.config, self.recipe = config, config.recipe
         self.path = plain_weights(resolve_model(config.lm))
         self.device = pick_device(config.device)
         self.subsets = data.subsets["train"][:labels]
+        self.slow_labels = slow_labels or labels
+        self.plans = not no_plan
         model, tokenizer = load_lm(self.path, self.device)
         template = lm_template(tokenizer, self.recipe.template)
         chosen = [*data.targets["train"], *data.targets["test"]][: targets or None]
@@ -66,8 +71,8 @@ class Setting:
         )
         self.operations = _operations(model, self)
 
-    def generators(self, seed: int = 0) -> list[np.random.Generator]:
-        return [np.random.default_rng([seed, number]) for number in range(len(self.subsets))]
+    def generators(self, count: int, seed: int = 0) -> list[np.random.Generator]:
+        return [np.random.default_rng([seed, number]) for number in range(count)]
 
     def make(self, name: str, seed: int = 0) -> Made:
         """The labels of an engine, or of `script`."""
@@ -89,38 +94,38 @@ class Setting:
                 most_models=most,
             )
 
-        foretold = plan_labels(
-            tuner, self.pool, [self.targets], self.subsets[0], [len(self.subsets)]
-        )
+        foretold = float("nan")
+        if self.plans:
+            size = [len(self.subsets)]
+            foretold = plan_labels(
+                tuner, self.pool, [self.targets], self.subsets[0], size
+            ).seconds_per_label
         _forget_peak(self.device)
         start = time.perf_counter()
         made = tuner(self.pool, self.targets)
         setup = time.perf_counter() - start
-        rows, size, generators = (
-            np.arange(len(self.targets)),
-            made.most_models,
-            self.generators(seed),
-        )
+        rows, size = np.arange(len(self.targets)), made.most_models
+        subsets = self.subsets if size > 1 else self.subsets[: self.slow_labels]
+        generators = self.generators(len(subsets), seed)
         warm = [np.random.default_rng(0)] * size
         made.losses_of([self.subsets[0]] * size, rows[:64], warm)
         start = time.perf_counter()
         parts = [
-            made.losses_of(self.subsets[i : i + size], rows, generators[i : i + size])
-            for i in range(0, len(self.subsets), size)
+            made.losses_of(subsets[i : i + size], rows, generators[i : i + size])
+            for i in range(0, len(subsets), size)
         ]
-        seconds = (time.perf_counter() - start) / len(self.subsets)
+        seconds = (time.perf_counter() - start) / len(subsets)
         print(f"# {name}: {made.engine}, {size} at once {' '.join(made.notes)}", flush=True)
-        return Made(
-            np.concatenate(parts), seconds, setup, _peak(self.device), foretold.seconds_per_label
-        )
+        return Made(np.concatenate(parts), seconds, setup, _peak(self.device), foretold)
 
     def _by_script(self, seed: int) -> Made:
         _forget_peak(self.device)
         losses = []
+        subsets = self.subsets[: self.slow_labels]
         start = time.perf_counter()
-        for subset, generator in zip(self.subsets, self.generators(seed), strict=True):
+        for subset, generator in zip(subsets, self.generators(len(subsets), seed), strict=True):
             losses.append(self._fine_tune(subset, generator))
-        seconds = (time.perf_counter() - start) / len(self.subsets)
+        seconds = (time.perf_counter() - start) / len(subsets)
         return Made(np.stack(losses), seconds, 0.0, _peak(self.device), float("nan"))
 
     def _fine_tune(self, subset: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -170,12 +175,15 @@ def main() -> None:
     parser.add_argument("--config", action="config")
     parser.add_argument("--engines", nargs="+", default=["eager", "batched"])
     parser.add_argument("--labels", type=int, default=4)
+    parser.add_argument("--slow-labels", type=int, default=0, help="0: as many as the others")
     parser.add_argument("--targets", type=int, default=0, help="0: all of both splits")
+    parser.add_argument("--no-plan", action="store_true", help="leave out what plan foretells")
     parser.add_class_arguments(RunConfig)
     values = vars(parser.instantiate(parser.parse_args()))
     values.pop("config")
-    engines, labels, count = (values.pop(key) for key in ("engines", "labels", "targets"))
-    setting = Setting(RunConfig(**values), labels, count)
+    own = ("engines", "labels", "slow_labels", "targets", "no_plan")
+    engines, labels, slow_labels, count, no_plan = (values.pop(key) for key in own)
+    setting = Setting(RunConfig(**values), labels, slow_labels, count, no_plan)
     rate = product_rate(setting.device, setting.recipe)
     made = {name: setting.make(name) for name in engines}
     first, floor = made[engines[0]], setting.operations / rate
@@ -208,9 +216,10 @@ def product_rate(device: str, recipe: Recipe, size: int = 4096) -> float:
 
 
 def _agreement(one: Made, other: Made) -> str:
-    pairs = zip(one.losses, other.losses, strict=True)
-    rho = np.mean([spearmanr(a, b).statistic for a, b in pairs])
-    return f"{rho:11.4f} {np.abs(one.losses - other.losses).mean():7.4f}"
+    count = min(len(one.losses), len(other.losses))  # the slow ones made fewer
+    a, b = one.losses[:count], other.losses[:count]
+    rho = np.mean([spearmanr(*pair).statistic for pair in zip(a, b, strict=True)])
+    return f"{rho:11.4f} {np.abs(a - b).mean():7.4f}"
 
 
 def _forget_peak(device: str) -> None:

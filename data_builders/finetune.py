@@ -71,7 +71,8 @@ class FineTuner:
         self.respond = ResponseModel(model)
         self.stack: Stack | None = None
         self.packs = False
-        self._start_engine(Probes(model, self.examples, self._token_losses))
+        # Engines compute the same but for rounding, which half precision would take for more.
+        self._start_engine(Probes(model, self.examples, self._exact_token_losses))
         if self.stack is None:
             self.trained = [p for p in model.parameters() if p.requires_grad]
             self.start = [parameter.detach().clone() for parameter in self.trained]
@@ -288,10 +289,14 @@ class FineTuner:
 
     def _token_losses(self, rows: np.ndarray, batch: ResponseBatch) -> torch.Tensor:
         """Token losses (K, R) of a batch of examples (pool rows, then targets)."""
+        with self._autocast():
+            return self._exact_token_losses(rows, batch)
+
+    def _exact_token_losses(self, rows: np.ndarray, batch: ResponseBatch) -> torch.Tensor:
+        """The same in the weights' own precision, unless autocast is on."""
         if self.trunk is not None:
             self.trunk.put(rows, batch)
-        with self._autocast():
-            return self.respond.token_losses(batch)
+        return self.respond.token_losses(batch)
 
     def _autocast(self) -> AbstractContextManager:
         if self.recipe.precision == "fp32":

@@ -90,6 +90,11 @@ class Stack:
                 plain.padding_idx,
             )
 
+        is_norm = type(plain).__name__.endswith("RMSNorm") and names == ("weight",)
+        if is_norm and hasattr(plain, "variance_epsilon"):
+            # Of Llama and its kin, in one kernel; `Probes` tell where it is another norm.
+            return lambda hidden: _scaled(_normed(hidden, owner.variance_epsilon), owner.weight)
+
         def each(hidden: torch.Tensor) -> torch.Tensor:
             own = {name: getattr(module, name) for name in names}
             parts = _parts(hidden, len(own[names[0]]))
@@ -105,8 +110,8 @@ class Stack:
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> None:
     """Scales each model's gradient (K, ...) down to the largest norm, its own for every model."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    squares = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients])
-    factor = (largest / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+    factor = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
 
@@ -125,6 +130,17 @@ def _product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
         # A bias that stays frozen is one for all.
         product = torch.baddbmm(bias.expand(models, width)[:, None], flat, weight)
     return product.view(*hidden.shape[:-1], width)
+
+
+def _normed(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """hidden (..., d) over the root of its mean square."""
+    return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=epsilon).to(hidden.dtype)
+
+
+def _scaled(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """hidden (K b, ..., d) times the weight (K, d) of its model, number by number."""
+    parts = _parts(hidden, len(weight))
+    return (parts * weight.view(len(weight), *[1] * (parts.ndim - 2), -1)).flatten(0, 1)
 
 
 def _look_up(ids: torch.Tensor, weight: torch.Tensor, padding: int | None) -> torch.Tensor:

@@ -1,11 +1,16 @@
 """Which device to compute on."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from airrep.examples import InputError
 
 CPU_TOKENS = 2048  # more does not fit the cache, and takes half as long again
-GPU_TOKENS = 16384  # enough to keep it busy
+GPU_TOKENS = 16384  # enough to keep it busy with a language model's passes
+GPU_ENCODER_TOKENS = 65536  # the same with those of a small encoder
+ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def pick_device(device: str) -> str:
@@ -20,6 +25,16 @@ def pick_device(device: str) -> str:
     return device
 
 
-def tokens_at_once(device: str | torch.device) -> int:
+def tokens_at_once(device: str | torch.device, on_gpu: int = GPU_TOKENS) -> int:
     """How many tokens, padding included, to run through a model in one batch."""
-    return CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
+    return CPU_TOKENS if torch.device(device).type == "cpu" else on_gpu
+
+
+def attention_of_any_shape(device: torch.device) -> AbstractContextManager:
+    """Inside, attention on a GPU runs by kernels that take every shape as it comes.
+
+    cuDNN's, which PyTorch would choose, builds a plan for each shape it has not seen (tens of
+    milliseconds, more than the whole pass through a small model takes), and batches of texts
+    nearly all have a new one.
+    """
+    return sdpa_kernel(ANY_SHAPE) if device.type == "cuda" else nullcontext()

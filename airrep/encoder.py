@@ -10,6 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
+from airrep.device import attention_of_any_shape
 from airrep.encoder_config import (
     MAX_LENGTH,
     AirRepConfig,
@@ -132,7 +133,9 @@ class AirRepEncoder(PreTrainedModel):
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The base's mean-pooled token states (B, d), before the projector."""
         mask = attention_mask.long()
-        return mean_pool(self.base(input_ids, attention_mask=mask).last_hidden_state, mask)
+        with attention_of_any_shape(input_ids.device):
+            hidden = self.base(input_ids, attention_mask=mask).last_hidden_state
+        return mean_pool(hidden, mask)
 
     def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample]:
         """Token ids of every example: the only way text comes in."""
@@ -141,9 +144,14 @@ class AirRepEncoder(PreTrainedModel):
         template = Template.parse(ENCODER_TEMPLATE)
         return tokenize_examples(examples, self.tokenizer, template, self.max_length)
 
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills up a batch."""
+        return getattr(self.tokenizer, "pad_token_id", None) or 0
+
     def pad(self, batch: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded token ids and mask (B, L), on the encoder's device."""
-        ids, mask = pad(batch, getattr(self.tokenizer, "pad_token_id", None) or 0)
+        ids, mask = pad(batch, self.pad_id)
         return ids.to(self.device), mask.to(self.device)
 
     def encode(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
 
+from airrep.device import attention_of_any_shape
 from airrep.examples import InputError, TokenizedExample, length_sorted_batches
 from airrep.response_batch import ResponseBatch, response_batch
 from airrep.weights import check_whole, load_failure
@@ -121,16 +122,21 @@ class ResponseModel:
         whole = whole.index_copy(0, self._batch.places.flatten(), output.flatten(0, 1))
         return whole[:-1].view(*ids.shape, -1)
 
+    def logits(self, batch: ResponseBatch, **layout: torch.Tensor) -> torch.Tensor:
+        """What the model makes of the head's output (K, R, V) at the batch's response tokens."""
+        self._batch = batch
+        try:
+            with attention_of_any_shape(batch.ids.device):
+                return self.model(input_ids=batch.ids, use_cache=False, **layout).logits
+        finally:
+            self._batch = None
+
     def token_losses(self, batch: ResponseBatch) -> torch.Tensor:
         """Cross-entropy (K, R) float32 of the batch's response tokens; 0 where there is none."""
         layout = {}
         if batch.packed:
             layout = {"position_ids": batch.offsets, "attention_mask": batch.attention()}
-        self._batch = batch
-        try:
-            logits = self.model(input_ids=batch.ids, use_cache=False, **layout).logits
-        finally:
-            self._batch = None
+        logits = self.logits(batch, **layout)
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), batch.tokens.flatten(), reduction="none"
         )

@@ -41,9 +41,10 @@ class TrainSettings:
             then stay (LoRA, arXiv 2106.09685); the projector trains whole. They are merged into
             the weights at the end. None trains the layers themselves.
         dropout: whether the layers that train drop units.
-        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU and 16384 elsewhere.
+        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU and 65536 elsewhere.
         max_graph_tokens: padded tokens, times layers that train, whose activations are kept in a
-            step; the rest is encoded twice. Bounds memory, changes no result.
+            step; the rest is encoded twice. Bounds memory, changes no result; None is 65536 on a
+            CPU, and what half of the free memory holds on a GPU.
         validation_subsets: share of the training subsets that is held out and chooses the best
             step; with 0 there is no early stopping, and the last step is taken.
         validation_targets: share of the training targets held out for the same; with 0 the
@@ -73,7 +74,7 @@ class TrainSettings:
     lora_rank: int | None = None
     dropout: bool = False
     chunk_tokens: int | None = None
-    max_graph_tokens: int = 65536
+    max_graph_tokens: int | None = None
     validation_subsets: float = 0.2
     validation_targets: float = 0.2
     evaluate_every: int = 2
@@ -94,10 +95,16 @@ def check_settings(settings: TrainSettings) -> None:
     """Raises InputError naming the first setting that makes no sense."""
     make_objective(settings.objective)
     _check_least(settings, 0, "weight_decay", "warmup_steps", "checkpoint_every", "seed")
-    _check_least(settings, 0, "max_graph_tokens")
     _check_least(settings, 1, "max_steps", "evaluate_every", "patience")
-    optional = {"targets_per_step": 1, "subsets_per_step": 2, "trainable_layers": 0}
-    for name, least in {**optional, "chunk_tokens": 1, "lora_rank": 1}.items():
+    optional = {
+        "targets_per_step": 1,
+        "subsets_per_step": 2,
+        "trainable_layers": 0,
+        "chunk_tokens": 1,
+        "max_graph_tokens": 0,
+        "lora_rank": 1,
+    }
+    for name, least in optional.items():
         if getattr(settings, name) is not None:
             _check_least(settings, least, name)
     for name in ("learning_rate", "clip_norm"):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from airrep.checkpoint import write_checkpoint
-from airrep.device import tokens_at_once
+from airrep.device import GPU_ENCODER_TOKENS, tokens_at_once
 from airrep.encoder import AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
@@ -31,6 +31,9 @@ from airrep.trunk import prepare_texts, trainable_parameters
 
 SAMPLES = 2  # keeps the random numbers of samples and dropout apart from those of the split
 DROPOUT = 3
+CPU_GRAPH_TOKENS = 65536
+GRAPH_BYTES = 80  # of a token's activations in a layer, per hidden unit; half as many in bf16
+GRAPH_SHARE = 0.5  # of the free memory
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ class Trainer:
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
         parameters = _trained(encoder, settings)
-        chunk_tokens = settings.chunk_tokens or tokens_at_once(accelerator.device)
+        chunk_tokens = settings.chunk_tokens or tokens_at_once(
+            accelerator.device, GPU_ENCODER_TOKENS
+        )
         self.full_pool = FullPool(
             prepare_texts(
                 encoder,
@@ -133,7 +138,9 @@ class Trainer:
             list(parameters.values()),
             accelerator,
             chunk_tokens,
-            settings.max_graph_tokens,
+            _graph_tokens(encoder, accelerator.device)
+            if settings.max_graph_tokens is None
+            else settings.max_graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
         if settings.start_scale is not None:
@@ -306,6 +313,14 @@ def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:
     if size is None or size >= count:
         return np.arange(count)
     return np.sort(rng.choice(count, size, replace=False))
+
+
+def _graph_tokens(encoder: AirRepEncoder, device: torch.device) -> int:
+    """For how many tokens, times layers, to keep activations."""
+    if device.type != "cuda":
+        return CPU_GRAPH_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(GRAPH_SHARE * free / (GRAPH_BYTES * encoder.projector.in_features))
 
 
 def _trained(encoder: AirRepEncoder, settings: TrainSettings) -> dict[str, nn.Parameter]:

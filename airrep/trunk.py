@@ -82,17 +82,42 @@ def lengths_of(tokenized: Sequence[TokenizedExample]) -> np.ndarray:
     return np.asarray([len(text) for text in tokenized], dtype=np.int64)
 
 
+class _Tokens:
+    """All texts' token ids on the encoder's device, where batches of them are padded."""
+
+    def __init__(self, encoder: AirRepEncoder, tokenized: Sequence[TokenizedExample]) -> None:
+        self.lengths = lengths_of(tokenized)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._pad_id = encoder.pad_id
+        self._ids = torch.from_numpy(np.concatenate([text.ids for text in tokenized]))
+        self._ids = self._ids.long().to(encoder.device)
+
+    def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded token ids and mask (B, L) of these texts, as `AirRepEncoder.pad` makes them."""
+        width = int(self.lengths[rows].max())
+        mask = torch.from_numpy(np.arange(width) < self.lengths[rows][:, None])
+        mask = mask.to(self._ids.device)
+        ids = self._ids[self.places(rows, width).to(self._ids.device)]
+        return ids.masked_fill(~mask, self._pad_id), mask
+
+    def places(self, rows: np.ndarray, width: int) -> torch.Tensor:
+        """Where the tokens of these texts are among all (B, width); past a text's end its last
+        token stands for padding."""
+        steps = np.minimum(np.arange(width), self.lengths[rows][:, None] - 1)
+        return torch.from_numpy(self.starts[rows][:, None] + steps)
+
+
 class WholeTexts:
     """Every layer runs, and trains, in every step."""
 
     def __init__(self, encoder: AirRepEncoder, tokenized: Sequence[TokenizedExample]) -> None:
-        self.encoder, self.tokenized = encoder, tokenized
+        self.encoder, self.tokens = encoder, _Tokens(encoder, tokenized)
         self.width = encoder.projector.out_features
-        self.lengths = lengths_of(tokenized)
+        self.lengths = self.tokens.lengths
         self.layers = int(getattr(encoder.base.config, "num_hidden_layers", 12))
 
     def embed(self, rows: np.ndarray) -> torch.Tensor:
-        return self.encoder(*self.encoder.pad([self.tokenized[row] for row in rows]))
+        return self.encoder(*self.tokens.pad(rows))
 
 
 class PooledTexts:
@@ -133,28 +158,27 @@ class CutTexts:
         trainable_layers: int,
         chunks: Sequence[np.ndarray],
     ) -> None:
-        self.encoder, self.tokenized = encoder, tokenized
+        self.encoder, self.tokens = encoder, _Tokens(encoder, tokenized)
         self.width = encoder.projector.out_features
-        self.lengths = lengths_of(tokenized)
+        self.lengths = self.tokens.lengths
         self.layers = trainable_layers
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._frozen, self._trained = _split_layers(encoder, trainable_layers)
         self._as_tuple = False
-        self.hidden = torch.empty(int(self._starts[-1]), encoder.projector.in_features)
+        self.hidden = torch.empty(int(self.tokens.starts[-1]), encoder.projector.in_features)
         if not self._frozen:
             return
         for rows in chunks:
-            ids, mask = encoder.pad([tokenized[row] for row in rows])
+            ids, mask = self.tokens.pad(rows)
             states = self._run_frozen(ids, mask).float().cpu()  # (B, L, d)
-            places = self._places(rows, ids.shape[1])
+            places = self.tokens.places(rows, ids.shape[1])
             self.hidden[places[mask.cpu()]] = states[mask.cpu()]
         self._check_cut()
 
     def embed(self, rows: np.ndarray) -> torch.Tensor:
-        ids, mask = self.encoder.pad([self.tokenized[row] for row in rows])
+        ids, mask = self.tokens.pad(rows)
         if not self._frozen:
             return self.encoder(ids, mask)
-        kept = self.hidden[self._places(rows, ids.shape[1])].to(ids.device)  # (B, L, d)
+        kept = self.hidden[self.tokens.places(rows, ids.shape[1])].to(ids.device)  # (B, L, d)
 
         def inject(*args: Any, **kwargs: Any) -> Any:
             return (kept,) if self._as_tuple else kept
@@ -191,17 +215,12 @@ class CutTexts:
         states = _states(args, kwargs)
         return (states,) if self._as_tuple else states
 
-    def _places(self, rows: np.ndarray, width: int) -> torch.Tensor:
-        """Rows of `hidden` (B, width); past a text's end its last token stands for padding."""
-        steps = np.minimum(np.arange(width), self.lengths[rows][:, None] - 1)
-        return torch.from_numpy(self._starts[rows][:, None] + steps)
-
     def _check_cut(self) -> None:
         """Raises InputError unless cut and whole encoder agree on a few of the texts."""
         by_length = np.argsort(self.lengths, kind="stable")
         picked = np.linspace(0, len(by_length) - 1, min(CHECKED_TEXTS, len(by_length)))
         rows = by_length[picked.astype(np.int64)]
-        whole = self.encoder(*self.encoder.pad([self.tokenized[row] for row in rows]))
+        whole = self.encoder(*self.tokens.pad(rows))
         try:
             error = (self.embed(rows) - whole).abs().max() / whole.abs().max().clamp(min=1e-6)
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as failure:

@@ -10,6 +10,7 @@ import torch
 from airrep.attributor import pack_text, unpack_text
 from airrep.attributors.language_model import LanguageModelAttributor
 from airrep.choices import check_choice
+from airrep.device import attention_of_any_shape
 from airrep.examples import Example, pad
 from airrep.gradients.per_example import autocast
 
@@ -53,7 +54,7 @@ class RepSimAttributor(LanguageModelAttributor):
                 first = len(one) - 1 if self.position == "last" else one.response_start
                 chosen[line, :first] = False
             # Padding on the right needs no attention mask: no real token sees it.
-            with autocast(device, self.precision):
+            with autocast(device, self.precision), attention_of_any_shape(device):
                 hidden = model.base_model(
                     input_ids=ids.to(device), use_cache=False
                 ).last_hidden_state

@@ -68,7 +68,7 @@ class GradientModel:
         self._trainable = [weight for weight in model.parameters() if weight.requires_grad]
         model.requires_grad_(False)
         model.eval()
-        self._respond = _ResponseLogits(model)
+        self._respond = ResponseModel(model)
         self._layout: _Layout | None = None
         self._caught: dict[str, list[LayerGradient]] = {}
         first: dict[int, str] = {}  # of the layers that share a weight
@@ -94,7 +94,7 @@ class GradientModel:
         try:
             with torch.enable_grad():
                 with autocast(self.device, self.precision):
-                    logits = wide(self._respond.logits(batch))  # (R, V)
+                    logits = wide(self._respond.logits(batch)[0])  # (R, V)
                 tokens = batch.tokens[0] if sampler is None else _draw(logits, sampler)
                 losses = F.cross_entropy(logits, tokens, reduction="none")
                 values = losses if self.output != "margin" else _margins(logits, tokens)
@@ -161,18 +161,6 @@ class GradientModel:
             torch.cat([part.output_gradients for part in parts], dim=1),
             torch.cat([part.mask for part in parts], dim=1),
         )
-
-
-class _ResponseLogits(ResponseModel):
-    """Logits where response tokens are predicted, before anything is made of them."""
-
-    def logits(self, batch: ResponseBatch) -> torch.Tensor:
-        """Logits (R, V) of a batch for one model, with a row for each example."""
-        self._batch = batch
-        try:
-            return self.model(input_ids=batch.ids, use_cache=False).logits[0]
-        finally:
-            self._batch = None
 
 
 class _Layout:

@@ -1,0 +1,259 @@
+"""Learned encoders of several seeds against gradient methods, and both together.
+
+    airrep labels --config configs/minimix.yaml
+    python benchmarks/seeds.py --config configs/minimix.yaml --variants base,distilled
+    python benchmarks/seeds.py --config configs/minimix.yaml --variants distilled --final
+
+Trains the encoder of a run's configuration once a seed and variant, and scores the run's targets by
+the gradient methods. Without `--final` it says how good the encoders are on the training labels
+that each held out, which is what variants are chosen by; with it the test labels are read: LDS of
+the encoders, of the gradient methods and of ensembles, whose weights are fitted on held-out
+training labels. 95% intervals are bootstrapped over targets and subsets. Everything made is kept
+in the folder `seeds` of the run, so a stopped benchmark goes on; delete it to start again. The
+methods' parameters are those that `airrep tune` chose, if it ran.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jsonargparse import ArgumentParser
+
+from airrep.attributors.ensemble import combine, fit_weights
+from airrep.config import RunConfig
+from airrep.device import pick_device
+from airrep.distillation import distil_encoder
+from airrep.encoder import AirRepEncoder
+from airrep.examples import Example
+from airrep.holdout import held_out_labels
+from airrep.label_store import Labels
+from airrep.metrics import bootstrap_lds, lds_per_target
+from airrep.pooling import membership, pool_scores
+from airrep.provenance import git_revision, installed_versions, write_json_atomic
+from airrep.run_folder import RunFolder
+from airrep.run_methods import make_methods, method_arguments
+from airrep.train_settings import TrainSettings
+from airrep.trainer import train_encoder
+from airrep.weights import resolve_model
+from data_builders.warm_up import warm_up
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the configuration's training, and whether a teacher comes first."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    distils: bool = False
+
+
+VARIANTS = {
+    "base": Variant(),
+    "reliability": Variant({"target_weighting": "reliability"}),
+    "dropout": Variant({"dropout": True}),
+    "average": Variant({"average": 0.8}),
+    "slow": Variant({"learning_rate": 5e-5}),
+    "distilled": Variant(distils=True),
+}
+
+
+class Bench:
+    """A run's data, and what was made of it so far."""
+
+    def __init__(self, config: RunConfig, options: SimpleNamespace) -> None:
+        self.config, self.options = config, options
+        folder = RunFolder(Path(config.output))
+        self.folder = folder.path / "seeds"
+        self.folder.mkdir(exist_ok=True)
+        train, test = folder.open_labels("train"), folder.open_labels("test")
+        self.pool, self.targets = folder.read_labelled("train", train)
+        _, self.tests = folder.read_labelled("test", test)
+        self.labels, self.test_labels = train.read(), test.read()
+        self.device = pick_device(config.device)
+
+    @cached_property
+    def everyone(self) -> list[Example]:
+        """The training targets, then the test targets."""
+        return [*self.targets, *self.tests]
+
+    def settings(self, variant: str, seed: int) -> TrainSettings:
+        changes = VARIANTS[variant].settings
+        return replace(self.config.train, seed=seed, checkpoint_every=0, **changes)
+
+    def method(self, name: str) -> np.ndarray:
+        """A method's scores (training and test targets, pool)."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            warm_up(self.config)
+            attributor = make_methods(method_arguments(self.config, [name]))[name]
+            start = time.perf_counter()
+            attributor.fit(self.pool)
+            fitted = time.perf_counter()
+            scores = attributor.score(self.everyone)
+            about = {
+                "fit_seconds": fitted - start,
+                "score_seconds": time.perf_counter() - fitted,
+                "bytes_per_example": attributor.bytes_per_example,
+            }
+            self._write(name, about, scores)
+        return np.load(path)
+
+    def encoder(self, variant: str, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+        """How the training went, and embeddings (pool, training and test targets)."""
+        name = f"{variant}-{seed}"
+        if not (self.folder / f"{name}.npy").exists():
+            accelerator = Accelerator()
+            settings = self.settings(variant, seed)
+            start = time.perf_counter()
+            encoder = AirRepEncoder.from_base(resolve_model(self.config.encoder))
+            about: dict[str, Any] = {}
+            if VARIANTS[variant].distils:
+                scores = self.method(self.options.teacher)[: len(self.targets)]
+                start = time.perf_counter()
+                first = replace(settings, max_steps=self.options.distil_steps)
+                first = replace(first, subsets_per_step=self.options.distil_pool)
+                taught = distil_encoder(
+                    encoder, self.pool, self.targets, scores, first, None, accelerator
+                )
+                encoder = taught.encoder
+                about["distil_seconds"] = time.perf_counter() - start
+                about["distil_correlation"] = taught.validation_lds
+            result = train_encoder(
+                encoder, self.pool, self.targets, self.labels, settings, None, accelerator
+            )
+            last = result.history[-1]
+            about |= {
+                "held_out_lds": result.validation_lds,
+                "best_step": result.best_step,
+                "steps": last["step"],
+                "seconds": time.perf_counter() - start,
+                "training_seconds": last["seconds"],
+                "best_seconds": result.history[result.best_step]["seconds"],
+                "peak_memory_gib": last["peak_memory_gib"],
+                "held_out_curve": [
+                    [entry["step"], entry["seconds"], entry["validation_lds"]]
+                    for entry in result.history
+                    if entry["validation_lds"] is not None
+                ],
+                "settings": asdict(settings),
+            }
+            embeddings = result.encoder.encode([*self.pool, *self.everyone]).numpy()
+            self._write(name, about, embeddings)
+        about = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        return about, np.load(self.folder / f"{name}.npy")
+
+    def learned(self, variant: str, seed: int) -> np.ndarray:
+        """An encoder's scores (training and test targets, pool)."""
+        _, embeddings = self.encoder(variant, seed)
+        pool, others = np.split(embeddings, [len(self.pool)])
+        return others @ pool.T
+
+    def weights(self, variant: str, seed: int, methods: Sequence[str]) -> np.ndarray:
+        """Weights of an encoder and of methods, fitted on what the encoder's training held out."""
+        rows, held = held_out_labels(self.labels, self.settings(variant, seed))
+        scores = [self.learned(variant, seed), *map(self.method, methods)]
+        return fit_weights([one[rows] for one in scores], held)
+
+    def _write(self, name: str, about: dict[str, Any], array: np.ndarray) -> None:
+        write_json_atomic(
+            self.folder / f"{name}.json",
+            {**about, "versions": installed_versions(), "git_revision": git_revision()},
+        )
+        unfinished = self.folder / f".{name}.npy"
+        np.save(unfinished, array)
+        unfinished.rename(self.folder / f"{name}.npy")
+
+
+def main() -> None:
+    """Makes what is missing, and prints the tables."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--variants", default="base", help=f"of {', '.join(VARIANTS)}: a,b,c")
+    parser.add_argument("--methods", default="logra", help="gradient and other methods: a,b,c")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher", default="logra", help="of the distilled variant")
+    parser.add_argument("--distil-steps", type=int, default=60)
+    parser.add_argument("--distil-pool", type=int, default=4000, help="pool examples a step")
+    parser.add_argument("--final", action="store_true", help="read the test labels")
+    parser.add_class_arguments(RunConfig)
+    values = vars(parser.instantiate(parser.parse_args()))
+    values.pop("config")
+    own = ("variants", "methods", "seeds", "teacher", "distil_steps", "distil_pool", "final")
+    options = SimpleNamespace(**{key: values.pop(key) for key in own})
+    bench = Bench(RunConfig(**values), options)
+    variants, methods = options.variants.split(","), options.methods.split(",")
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        parser.error(f"there is no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
+    print(f"{len(bench.labels.subsets)} training labels, {options.seeds} seeds, {bench.device}\n")
+    print("| variant | held-out LDS, mean | each | best step | s to it | s in all | GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for variant in variants:
+        show_training(variant, [bench.encoder(variant, seed)[0] for seed in range(options.seeds)])
+    if options.final:
+        show_test(bench, variants, methods, range(options.seeds))
+
+
+def show_training(variant: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """A row of the table of held-out training labels."""
+
+    def mean(key: str) -> float:
+        return float(np.mean([run[key] for run in runs]))
+
+    each = ", ".join(f"{run['held_out_lds']:.3f}" for run in runs)
+    print(
+        f"| {variant} | {mean('held_out_lds'):.3f} | {each} | {mean('best_step'):.0f} "
+        f"| {mean('best_seconds'):.0f} | {mean('seconds'):.0f} | {mean('peak_memory_gib'):.1f} |",
+        flush=True,
+    )
+
+
+def show_test(
+    bench: Bench, variants: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """The table of the test labels."""
+    tests = slice(len(bench.targets), None)
+    print("\n| method | LDS on test labels | each seed |\n|---|---|---|", flush=True)
+    for name in methods:
+        scores = bench.method(name)[tests]
+        for pooling in ("attention", "sum"):
+            print(f"| {name}, {pooling} | {judged([scores], bench.test_labels, pooling)} |")
+    others = [bench.method(name)[tests] for name in methods]
+    for variant in variants:
+        learned = [bench.learned(variant, seed)[tests] for seed in seeds]
+        weights = [bench.weights(variant, seed, methods) for seed in seeds]
+        both = [combine([one, *others], own) for one, own in zip(learned, weights, strict=True)]
+        together = combine(learned, np.ones(len(learned)))
+        mean = np.mean(weights, axis=0)
+        shown = " ".join(f"{weight:.2f}" for weight in mean)
+        rows = {
+            variant: learned,
+            f"{variant}, all seeds together": [together],
+            f"{variant} with {', '.join(methods)} (weights {shown})": both,
+            "all of these together": [combine([together, *others], mean)],
+        }
+        for name, scores in rows.items():
+            print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
+
+
+def judged(scores: Sequence[np.ndarray], labels: Labels, pooling: str = "attention") -> str:
+    """LDS of the first scores (T, N) with its interval, or the mean of several; then each."""
+    members = membership(labels.subsets, scores[0].shape[1])
+    pooled = [
+        pool_scores(torch.from_numpy(np.asarray(one, np.float32)), members, pooling).numpy()
+        for one in scores
+    ]
+    each = [float(lds_per_target(one, labels.losses)[0].mean()) for one in pooled]
+    low, high = bootstrap_lds(pooled[0], labels.losses, 1000, np.random.default_rng(0))
+    text = f"{np.mean(each):.3f} (first {low:.3f} to {high:.3f})"
+    return f"{text} | {', '.join(f'{one:.3f}' for one in each)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -28,8 +28,9 @@ demo: $(INSTALLED) ## everything from nothing: corpus, labels, training, evaluat
 demo-short: $(INSTALLED) ## the demo's stages on a tiny configuration, in a few minutes
 	$(OFFLINE) $(VENV)/bin/airrep run --config configs/tiny.yaml
 
+# The models of the tests are small: several processes of one thread each are faster than one.
 test: $(INSTALLED) ## all tests but those marked slow
-	$(OFFLINE) $(VENV)/bin/python -m pytest -q
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED) ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -19,7 +19,8 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
             "type": str,
             "default": None,
             "help": "a copy of the labels behind any fsspec URL (s3://bucket/run), for workers "
-            "without a common disk: what is there is not made again, what is made goes there",
+            "without a common disk: what is there is not made again, what is made goes there; a "
+            "folder of this machine (file:///...) must exist",
         },
         "merge": {"action": "store_true", "help": "put all labels into one file afterwards"},
     },
@@ -193,7 +194,7 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "lm": (str, "not stated", "the language model behind the losses"),
     "licence": (str, "", "the licence of the examples"),
     "top-k": (int, 10, "how many examples of either end"),
-    "batch-size": (int, 64, "examples encoded together"),
+    "batch-size": (int, None, "examples encoded together; as many as suit the device"),
     "columns": (
         str,
         None,

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from airrep.device import attention_of_any_shape
+from airrep.device import GPU_ENCODER_TOKENS, attention_of_any_shape, tokens_at_once
 from airrep.encoder_config import (
     MAX_LENGTH,
     AirRepConfig,
@@ -30,7 +30,9 @@ from airrep.examples import (
     Template,
     TokenizedExample,
     length_sorted_batches,
+    lengths_of,
     pad,
+    token_chunks,
     tokenize_examples,
 )
 from airrep.pooling import mean_pool
@@ -155,14 +157,25 @@ class AirRepEncoder(PreTrainedModel):
         return ids.to(self.device), mask.to(self.device)
 
     def encode(
-        self, examples: Sequence[Example], batch_size: int = 64, show_progress: bool = False
+        self,
+        examples: Sequence[Example],
+        batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> torch.Tensor:
-        """Embeddings (n, d) float32 on the CPU, in the given order, without dropout."""
-        if batch_size < 1:
+        """Embeddings (n, d) float32 on the CPU, in the given order, without dropout.
+
+        `batch_size` is how many examples to take at once; None takes as many as suit the device.
+        """
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"encode got batch_size {batch_size}; give at least 1.")
         embeddings = torch.empty(len(examples), self.projector.out_features)
         tokenized = self.tokenize(examples)
-        batches = length_sorted_batches([len(one) for one in tokenized], batch_size)
+        lengths = lengths_of(tokenized)
+        batches = (
+            token_chunks(lengths, tokens_at_once(self.device, GPU_ENCODER_TOKENS))
+            if batch_size is None
+            else length_sorted_batches(lengths, batch_size)
+        )
         with evaluating(self), torch.inference_mode():
             for rows in tqdm(batches, desc="encode", disable=not show_progress):
                 ids, mask = self.pad([tokenized[row] for row in rows])

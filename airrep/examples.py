@@ -151,6 +151,23 @@ def pad(batch: Sequence[TokenizedExample], pad_id: int) -> tuple[torch.Tensor, t
     return torch.from_numpy(ids), torch.from_numpy(np.arange(length) < lengths[:, None])
 
 
+def token_chunks(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
+    """Rows in chunks of similar length, longest first, each of at most `chunk_tokens` padded
+    tokens (a single longer text is a chunk of its own)."""
+    order = np.argsort(-lengths, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        size = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks
+
+
+def lengths_of(tokenized: Sequence[TokenizedExample]) -> np.ndarray:
+    """Tokens (n,) of each text."""
+    return np.asarray([len(text) for text in tokenized], dtype=np.int64)
+
+
 def length_sorted_batches(lengths: ArrayLike, batch_size: int) -> list[np.ndarray]:
     """Rows in batches of similar length, longest first, so that little is padding."""
     order = np.argsort(-np.asarray(lengths), kind="stable")

@@ -27,7 +27,7 @@ def build_index(
     encoder: str,
     examples: str,
     output: str,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     dtype: str | None = None,
     device: str = "auto",
     columns: str | None = None,
@@ -48,7 +48,7 @@ def explore(
     targets: str | None = None,
     top_k: int = 10,
     port: int = 8000,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     columns: str | None = None,
 ) -> None:
@@ -161,7 +161,7 @@ def _build(
     model: AirRepEncoder,
     fingerprint: str,
     examples: str,
-    batch_size: int,
+    batch_size: int | None,
     columns: str | None,
     dtype: str | None = None,
 ) -> EmbeddingIndex:

@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from airrep.trunk import Texts, token_chunks
+from airrep.examples import token_chunks
+from airrep.trunk import Texts
 
 
 class FullPool:

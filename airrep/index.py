@@ -59,7 +59,7 @@ class EmbeddingIndex:
         fingerprint: str,
         source: str = "",
         dtype: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Self:
         """Writes the index of `examples`, or goes on where an earlier call was stopped.
@@ -195,7 +195,7 @@ def _write_start(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _encode_missing(
-    folder: Path, encoder: AirRepEncoder, batch_size: int, show_progress: bool
+    folder: Path, encoder: AirRepEncoder, batch_size: int | None, show_progress: bool
 ) -> None:
     about = read_about(folder)
     count, file = about["count"], _embedding_file(folder, about)

@@ -24,7 +24,7 @@ def encode(
     encoder: str,
     examples: str,
     output: str,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     columns: str | None = None,
 ) -> None:
@@ -52,7 +52,7 @@ def rank(
     targets: str,
     top_k: int = 10,
     output: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     columns: str | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ def score(
     targets: str,
     subsets: str,
     output: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     columns: str | None = None,
 ) -> None:
@@ -203,7 +203,9 @@ def _named_files(text: str) -> dict[str, str]:
     return files
 
 
-def _fit(encoder: str, pool: Sequence[Example], batch_size: int, device: str) -> AirRepAttributor:
+def _fit(
+    encoder: str, pool: Sequence[Example], batch_size: int | None, device: str
+) -> AirRepAttributor:
     attributor = AirRepAttributor(
         resolve_model(encoder),
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from airrep.encoder import AirRepEncoder, evaluating
-from airrep.examples import InputError, TokenizedExample
+from airrep.examples import InputError, TokenizedExample, lengths_of, token_chunks
 
 CUT_TOLERANCE = 1e-4  # of the largest number in an embedding
 CHECKED_TEXTS = 4
@@ -63,23 +63,6 @@ def trainable_parameters(
         for layer in _split_layers(encoder, trainable_layers)[1]:
             wanted |= {id(parameter) for parameter in layer.parameters()}
     return {name: parameter for name, parameter in named.items() if id(parameter) in wanted}
-
-
-def token_chunks(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
-    """Rows in chunks of similar length, longest first, each of at most `chunk_tokens` padded
-    tokens (a single longer text is a chunk of its own)."""
-    order = np.argsort(-lengths, kind="stable")
-    chunks, start = [], 0
-    while start < len(order):
-        size = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
-        chunks.append(order[start : start + size])
-        start += size
-    return chunks
-
-
-def lengths_of(tokenized: Sequence[TokenizedExample]) -> np.ndarray:
-    """Tokens (n,) of each text."""
-    return np.asarray([len(text) for text in tokenized], dtype=np.int64)
 
 
 class _Tokens:

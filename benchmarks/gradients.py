@@ -21,14 +21,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from airrep.device import pick_device, tokens_at_once
-from airrep.examples import TokenizedExample, lm_template, tokenize_examples
+from airrep.examples import (
+    TokenizedExample,
+    lengths_of,
+    lm_template,
+    token_chunks,
+    tokenize_examples,
+)
 from airrep.gradients.layers import linear_layers
 from airrep.gradients.per_example import GradientModel, autocast
 from airrep.gradients.projections import flat_features, projected_shapes, random_projections
 from airrep.lm import ResponseModel, load_lm
 from airrep.reading import read_examples
 from airrep.response_batch import response_batch
-from airrep.trunk import lengths_of, token_chunks
 from airrep.weights import plain_weights, resolve_model
 
 SETTINGS = (("mlp", 8), (None, 16))  # layers and rank

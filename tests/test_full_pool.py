@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from airrep.encoder import AirRepEncoder
-from airrep.examples import InputError
+from airrep.examples import InputError, token_chunks
 from airrep.full_pool import FullPool
 from airrep.objectives import correlation
 from airrep.pooling import attention_pool, membership
-from airrep.trunk import Texts, prepare_texts, token_chunks, trainable_parameters
+from airrep.trunk import Texts, prepare_texts, trainable_parameters
 
 POOL = 16
 EXAMPLES = planted_examples(POOL + 6, seed=1)

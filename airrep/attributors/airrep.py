@@ -28,7 +28,7 @@ class AirRepAttributor(Attributor):
         self,
         encoder: str | Path | AirRepEncoder,
         pooling: str = "attention",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
         show_progress: bool = False,
     ) -> None:

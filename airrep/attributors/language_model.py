@@ -11,7 +11,15 @@ from torch import nn
 
 from airrep.attributor import Attributor
 from airrep.device import pick_device, tokens_at_once
-from airrep.examples import Example, InputError, TokenizedExample, lm_template, tokenize_examples
+from airrep.examples import (
+    Example,
+    InputError,
+    TokenizedExample,
+    lengths_of,
+    lm_template,
+    token_chunks,
+    tokenize_examples,
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,6 @@ class LanguageModelAttributor(Attributor):
     ) -> Iterator[np.ndarray]:
         """Rows in batches of similar length, longest first, with a progress bar."""
         from tqdm.auto import tqdm
-
-        from airrep.trunk import lengths_of, token_chunks
 
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise InputError(f"batch_tokens is {self.batch_tokens}; give at least 1.")

@@ -46,6 +46,7 @@ class Attributor(ABC):
 
     name: ClassVar[str]
     oracle: ClassVar[bool] = False  # knows something (the task) that text methods have to infer
+    poolings: ClassVar[Sequence[str]] = POOLINGS
     pooling: str = "sum"
 
     pool_size_: int
@@ -58,10 +59,9 @@ class Attributor(ABC):
         """
         if len(pool) == 0:
             raise InputError(f"{self.name} got an empty pool; give it at least one example.")
-        if self.pooling not in POOLINGS:
-            raise InputError(
-                f"{self.name} got pooling {self.pooling!r}; choose one of {', '.join(POOLINGS)}."
-            )
+        if self.pooling not in self.poolings:
+            known = ", ".join(self.poolings)
+            raise InputError(f"{self.name} got pooling {self.pooling!r}; choose one of {known}.")
         self._fit(pool)
         self.pool_size_ = len(pool)
         self.pool_fingerprint_ = fingerprint_examples(pool)
@@ -215,6 +215,11 @@ class Attributor(ABC):
     def _check_fitted(self) -> None:
         if not hasattr(self, "pool_size_"):
             raise InputError(f"{self.name} is not fitted; call fit(pool) first.")
+
+
+def subset_scores_of(name: str) -> str:
+    """What the subset scores of a method are called that pools in a way of its own."""
+    return f"{name}_subsets"
 
 
 def check_subsets(subsets: Sequence[ArrayLike], pool_size: int) -> list[np.ndarray]:

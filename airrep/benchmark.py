@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from airrep.attributor import Attributor
+from airrep.attributor import Attributor, subset_scores_of
 from airrep.attributors.given import GivenAttributor
 from airrep.evaluation import evaluate
 from airrep.examples import Example, InputError
@@ -25,6 +25,7 @@ from airrep.score_files import read_scores, write_scores
 FORMAT = 1
 FILE = "benchmark.json"
 LOSS = "mean cross-entropy over the response's tokens, in nats"
+NEAREST = "attention"  # pooling of scores whose method pools in a way of its own
 _AGAIN = "describe the folder again with `airrep benchmark make`"
 
 
@@ -209,7 +210,12 @@ def write_results(
     run.results_file.unlink(missing_ok=True)
     for row in results["methods"]:
         name, pooling = row["name"], row["pooling"]
-        file = run.scores_file(name)
+        file, own = run.scores_file(name), subset_scores_of(name)
+        if own in scores:
+            pooling = NEAREST
+            write_scores(
+                run.scores_file(own), None, targets, pool, subset_scores=scores[own], method=name
+            )
         write_scores(file, scores[name], targets, pool, method=name, pooling=pooling)
     write_json_atomic(run.results_file, results)
 

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from airrep.attributor import POOLINGS, Attributor, NotApplicableError, check_subsets
+from airrep.attributor import (
+    POOLINGS,
+    Attributor,
+    NotApplicableError,
+    check_subsets,
+    subset_scores_of,
+)
 from airrep.evaluation_rows import (
     GIVEN,
     Benchmark,
@@ -51,10 +57,11 @@ def evaluate(
     ceiling. Intervals are 95% bootstraps (`draws` resamples, fixed by `seed`) over targets and
     subsets together; all methods share the resamples, so differences are paired. Results hold
     only finite JSON; what is not known is null. Scores are (targets, pool), higher = more
-    helpful. A method that cannot run here (no tasks, a package that is not installed) is listed
-    under "skipped" with its reason. Seconds leave out first-use costs such as imports, and given
-    scores have none; what went into a method before (labels, training) is `prepare_seconds`, by
-    name, where it is known.
+    helpful; a method that pools in a way of its own has those of subsets (targets, subsets) too,
+    under `subset_scores_of` its name. A method that cannot run here (no tasks, a package that is
+    not installed) is listed under "skipped" with its reason. Seconds leave out first-use costs
+    such as imports, and given scores have none; what went into a method before (labels, training)
+    is `prepare_seconds`, by name, where it is known.
 
     Raises InputError when labels, pool and targets do not belong together, when a method fails
     (its encoder is damaged), and when no method can run.
@@ -92,7 +99,9 @@ def evaluate(
         "git_revision": git_revision(),
         "config": about,
     }
-    return results, {run.name: run.scores for run in runs}
+    scores = {run.name: run.scores for run in runs}
+    own = [run for run in runs if run.attributor.pooling not in POOLINGS]
+    return results, scores | {subset_scores_of(run.name): run.own_subset_scores for run in own}
 
 
 def _check_labels(
@@ -146,7 +155,7 @@ def _run(
     scores = attributor.score(targets)
     scored = time.perf_counter()
     pooled = {}
-    for pooling in POOLINGS:
+    for pooling in {*POOLINGS, attributor.pooling}:
         variant = copy.copy(attributor)
         variant.pooling = pooling
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)

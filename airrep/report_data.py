@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from airrep.attributor import top_rows
+from airrep.attributor import subset_scores_of, top_rows
 from airrep.examples import Example
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
@@ -49,7 +49,7 @@ def explorer_blocks(
     for number, start in enumerate(range(0, len(targets), TARGETS_A_BLOCK)):
         rows = slice(start, start + TARGETS_A_BLOCK)
         views = [
-            _views(method, scores[method["name"]][rows], members, losses[rows], per_target, places)
+            _views(method, scores, rows, members, losses[rows], per_target, places)
             for method in methods
         ]
         leads += [view["lds"] for view in views[0]]
@@ -84,15 +84,20 @@ def explorer_settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _views(
     method: Mapping[str, Any],
-    scores: np.ndarray,
+    by_name: Mapping[str, np.ndarray],
+    rows: slice,
     members: Membership,
     losses: np.ndarray,
     per_target: int,
     places: dict[int, int],
 ) -> list[dict[str, Any]]:
-    scores = np.ascontiguousarray(scores, dtype=np.float32)
-    given = torch.from_numpy(scores)
-    pooled = pool_scores(given, members, method["pooling"]).numpy()
+    scores = np.ascontiguousarray(by_name[method["name"]][rows], dtype=np.float32)
+    own = by_name.get(subset_scores_of(method["name"]))
+    pooled = (
+        pool_scores(torch.from_numpy(scores), members, method["pooling"]).numpy()
+        if own is None
+        else own[rows]
+    )
     lds, _ = lds_per_target(pooled, losses)
     return [
         {

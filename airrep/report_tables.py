@@ -72,7 +72,7 @@ def quality_table(results: Row, methods: Sequence[Row], first: str) -> Table:
             Column(
                 "LDS, additive",
                 "A subset's score is the sum of its examples' scores. Underlined: the method's "
-                "own way of pooling.",
+                "own way of pooling (an ensemble pools each member in that member's way).",
                 lambda row: Cell(f"{row['lds_sum']:.3f}", used=row["pooling"] == "sum"),
             ),
             Column(

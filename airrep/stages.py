@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from airrep.attributor import POOLINGS, subset_scores_of
 from airrep.config import DistilConfig, RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
@@ -322,7 +323,7 @@ def _known_results(folder: RunFolder, inputs: Mapping[str, Any]) -> dict[str, An
         return None
     if results is None or results.get("inputs") != json.loads(json.dumps(inputs)):
         return None
-    whole = all(folder.scores_file(row["name"]).exists() for row in results["methods"])
+    whole = all(folder.scores_file(name).exists() for name in _score_names(results))
     return results if whole else None
 
 
@@ -340,6 +341,13 @@ def _read_results(folder: RunFolder) -> dict[str, Any] | None:
     if not results.keys() >= RESULT_KEYS or not all(row.keys() >= ROW_KEYS for row in rows):
         raise _damaged(folder.results_file, "keys are missing")
     return results
+
+
+def _score_names(results: Mapping[str, Any]) -> list[str]:
+    """The names of all scores that `evaluate` wrote with these results."""
+    rows = results["methods"]
+    own = [row["name"] for row in rows if row["pooling"] not in POOLINGS]
+    return [*(row["name"] for row in rows), *map(subset_scores_of, own)]
 
 
 def _read_scores(folder: RunFolder, method: str) -> np.ndarray:
@@ -365,7 +373,7 @@ def report(config: RunConfig) -> Path:
     results = _read_results(folder)
     if results is None:
         raise InputError(f"{folder.results_file} is not there yet; run `airrep evaluate` first.")
-    scores = {row["name"]: _read_scores(folder, row["name"]) for row in results["methods"]}
+    scores = {name: _read_scores(folder, name) for name in _score_names(results)}
     store = folder.open_labels("test")
     pool, targets = folder.read_labelled("test", store)
     shown = results | further_findings(folder)

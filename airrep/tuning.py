@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from airrep.attributor import Attributor
-from airrep.attributors.ensemble import EnsembleAttributor, combine, fit_weights
+from airrep.attributors.ensemble import EnsembleAttributor, fit_weights, standardise
 from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.holdout import LEAST_SUBSETS, LEAST_TARGETS, check_labels, held_out_labels
 from airrep.label_store import Labels
@@ -102,13 +102,13 @@ class Trials:
         """The one trial of an ensemble: weights fitted to these labels."""
         start = time.perf_counter()
         try:
-            members = ensemble.fit(self.pool).members_
-            scores = [member.score(self.targets) for member in members]
+            ensemble.fit(self.pool)
+            given = ensemble.member_subset_scores(self.targets, self.labels.subsets)
         except (InputError, ImportError) as error:
             return {"params": {}, "error": str(error)}
-        weights = fit_weights(scores, self.labels, ensemble.pooling)
-        judged = self._judge(ensemble, combine(scores, weights))
-        params = {"weights": [round(weight, 6) for weight in weights.tolist()]}
+        ensemble.weights_ = fit_weights(list(map(standardise, *given)), self.labels.losses)
+        judged = self._judge(ensemble, ensemble.score(self.targets))
+        params = {"weights": [round(weight, 6) for weight in ensemble.weights_.tolist()]}
         return {"params": params, **judged, "seconds": time.perf_counter() - start}
 
     def _judge(self, attributor: Attributor, scores: np.ndarray) -> dict[str, Any]:

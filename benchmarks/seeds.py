@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from jsonargparse import ArgumentParser
 
-from airrep.attributors.ensemble import combine, fit_weights
+from airrep.attributors.ensemble import fit_weights, reference_subsets, standardise
 from airrep.config import RunConfig
 from airrep.device import pick_device
 from airrep.distillation import distil_encoder
@@ -159,7 +159,7 @@ class Bench:
         """Weights of an encoder and of methods, fitted on what the encoder's training held out."""
         rows, held = held_out_labels(self.labels, self.settings(variant, seed))
         scores = [self.learned(variant, seed), *map(self.method, methods)]
-        return fit_weights([one[rows] for one in scores], held)
+        return fit_weights([pooled(one[rows], held) for one in scores], held.losses)
 
     def _write(self, name: str, about: dict[str, Any], array: np.ndarray) -> None:
         write_json_atomic(
@@ -223,34 +223,44 @@ def show_test(
     for name in methods:
         scores = bench.method(name)[tests]
         for pooling in ("attention", "sum"):
-            print(f"| {name}, {pooling} | {judged([scores], bench.test_labels, pooling)} |")
-    others = [bench.method(name)[tests] for name in methods]
+            subset_scores = pooled(scores, bench.test_labels, pooling)
+            print(f"| {name}, {pooling} | {judged([subset_scores], bench.test_labels)} |")
+    others = [pooled(bench.method(name)[tests], bench.test_labels) for name in methods]
     for variant in variants:
-        learned = [bench.learned(variant, seed)[tests] for seed in seeds]
+        learned = [pooled(bench.learned(variant, seed)[tests], bench.test_labels) for seed in seeds]
         weights = [bench.weights(variant, seed, methods) for seed in seeds]
-        both = [combine([one, *others], own) for one, own in zip(learned, weights, strict=True)]
-        together = combine(learned, np.ones(len(learned)))
+        both = [mixed([one, *others], own) for one, own in zip(learned, weights, strict=True)]
+        together = mixed(learned, np.ones(len(learned)))
         mean = np.mean(weights, axis=0)
         shown = " ".join(f"{weight:.2f}" for weight in mean)
         rows = {
             variant: learned,
             f"{variant}, all seeds together": [together],
             f"{variant} with {', '.join(methods)} (weights {shown})": both,
-            "all of these together": [combine([together, *others], mean)],
+            "all of these together": [mixed([together, *others], mean)],
         }
         for name, scores in rows.items():
             print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
 
 
-def judged(scores: Sequence[np.ndarray], labels: Labels, pooling: str = "attention") -> str:
-    """LDS of the first scores (T, N) with its interval, or the mean of several; then each."""
-    members = membership(labels.subsets, scores[0].shape[1])
-    pooled = [
-        pool_scores(torch.from_numpy(np.asarray(one, np.float32)), members, pooling).numpy()
-        for one in scores
-    ]
-    each = [float(lds_per_target(one, labels.losses)[0].mean()) for one in pooled]
-    low, high = bootstrap_lds(pooled[0], labels.losses, 1000, np.random.default_rng(0))
+def pooled(scores: np.ndarray, labels: Labels, pooling: str = "attention") -> np.ndarray:
+    """Scores (T, N) as standardised scores (T, M) of the labels' subsets."""
+    scores = np.asarray(scores, dtype=np.float32)
+    reference = reference_subsets(labels.subsets, scores.shape[1])
+    members = membership([*labels.subsets, *reference], scores.shape[1])
+    both = pool_scores(torch.from_numpy(scores), members, pooling).numpy()
+    return standardise(*np.split(both, [len(labels.subsets)], axis=1))
+
+
+def mixed(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The weighted mean of standardised scores."""
+    return np.einsum("k,ktm->tm", weights / weights.sum(), np.stack(scores))
+
+
+def judged(scores: Sequence[np.ndarray], labels: Labels) -> str:
+    """Mean LDS of subsets' scores (T, M), the first one's interval, and each."""
+    each = [float(lds_per_target(one, labels.losses)[0].mean()) for one in scores]
+    low, high = bootstrap_lds(scores[0], labels.losses, 1000, np.random.default_rng(0))
     text = f"{np.mean(each):.3f} (first {low:.3f} to {high:.3f})"
     return f"{text} | {', '.join(f'{one:.3f}' for one in each)}"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from airrep.attributor import POOLINGS, subset_scores_of
 from airrep.attributors.given import GivenAttributor
 from airrep.examples import Example, InputError
 from airrep.label_store import Labels
@@ -69,10 +70,12 @@ def read_claims(
                 f"Nothing is claimed of {name}, which {folder.results_file} does not hold; give "
                 "what is claimed with --lds, --slope and --gap."
             )
-        path = Path(name) if name.endswith(FILES) else folder.scores_file(name)
+        is_own = row.get("pooling", "sum") not in POOLINGS
+        stored = folder.scores_file(subset_scores_of(name) if is_own else name)
+        path = Path(name) if name.endswith(FILES) else stored
         given = read_scores(path)
         given.check_exact(targets, pool)
-        pooling = given.pooling or row.get("pooling", "sum")
+        pooling = given.pooling or ("sum" if is_own else row.get("pooling", "sum"))
         found.append(ClaimedScores(name, path, given, pooling, claimed))
     return found
 

@@ -1,5 +1,8 @@
 """The ensemble is its members' weighted mean on one scale, and its weights come from labels."""
 
+import base64
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,24 @@ from tiny_models import tiny_encoder
 
 from airrep.attributor import Attributor
 from airrep.attributors import make_attributor
-from airrep.attributors.ensemble import EnsembleAttributor, combine, fit_weights
+from airrep.attributors.ensemble import (
+    EnsembleAttributor,
+    combine,
+    fit_weights,
+    reference_subsets,
+    standardise,
+)
+from airrep.attributors.given import GivenAttributor
+from airrep.benchmark import write_results
 from airrep.encoder import AirRepEncoder
+from airrep.evaluation import evaluate
 from airrep.examples import InputError
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
+from airrep.report_data import explorer_blocks
+from airrep.run_folder import RunFolder
+from airrep.score_files import check_scores, read_scores
+from data_builders.verify_claims import read_claims
 
 DATA = planted_benchmark(pool_size=20, target_count=6, subset_count=8)
 SUBSETS = DATA.labels.subsets
@@ -55,9 +71,10 @@ def test_a_members_scale_and_origin_do_not_matter(seed: int, scale: float, origi
     )
 
 
-@pytest.mark.parametrize("pooling", ["sum", "attention"])
+@pytest.mark.parametrize("pooling", ["members", "sum", "attention"])
 def test_with_all_weight_on_the_first_member_it_is_that_member(encoder: Path, pooling: str) -> None:
-    params = {"encoder": str(encoder), "pooling": pooling}
+    own = "attention" if pooling == "members" else pooling
+    params = {"encoder": str(encoder), "pooling": own}
     alone = make_attributor("airrep", **params).fit(DATA.pool)
     members = [("airrep", params), "tfidf"]
     both = EnsembleAttributor(members, weights=[1, 0], pooling=pooling).fit(DATA.pool)
@@ -97,38 +114,103 @@ def test_it_comes_back_from_its_folder_with_its_members(encoder: Path, tmp_path:
     assert own - 3 <= made.bytes_per_example <= own + 1
 
 
+def sums(scores: np.ndarray, labels: Labels) -> np.ndarray:
+    """Standardised scores (T, M) of the labels' subsets."""
+    pooled = np.stack([scores[:, subset].sum(axis=1) for subset in labels.subsets], axis=1)
+    return standardise(pooled, pooled)
+
+
+def lds(scores: np.ndarray, labels: Labels) -> float:
+    return float(lds_per_target(scores, labels.losses)[0].mean())
+
+
 def test_fitted_weights_find_the_better_member_and_the_better_mixture() -> None:
     data = planted_benchmark(pool_size=40, target_count=30, subset_count=60)
     rng = np.random.default_rng(1)
     noise = rng.standard_normal((3, *data.truth.shape))
-    useless = noise[0]
-    weights = fit_weights([useless, data.truth], data.labels, "sum")
+    useless, truth = sums(noise[0], data.labels), sums(data.truth, data.labels)
+    weights = fit_weights([useless, truth], data.labels.losses)
     assert weights[1] > 0.9
     # Two equally noisy views of the truth are best at halves.
-    views = [data.truth + 2 * noise[1], data.truth + 2 * noise[2]]
-    weights = fit_weights([*views, useless], data.labels, "sum")
+    views = [sums(data.truth + 2 * noise[n], data.labels) for n in (1, 2)]
+    weights = fit_weights([*views, useless], data.labels.losses)
     assert weights.sum() == pytest.approx(1)
     np.testing.assert_allclose(weights, [0.5, 0.5, 0], atol=0.2)
 
 
 def test_fitted_weights_are_never_worse_than_one_member_alone() -> None:
-    parts = [scores_of("bm25"), scores_of("random"), scores_of("same_task")]
-    labels = DATA.labels
-    best = fit_weights(parts, labels, "sum")
-
-    def lds(weights: np.ndarray) -> float:
-        sums = [combine(parts, weights)[:, subset].sum(axis=1) for subset in labels.subsets]
-        return float(lds_per_target(np.stack(sums, axis=1), labels.losses)[0].mean())
-
-    assert lds(best) >= max(lds(one) for one in np.eye(3))
+    parts = [sums(scores_of(name), DATA.labels) for name in ("bm25", "random", "same_task")]
+    best = fit_weights(parts, DATA.labels.losses)
+    mixed = sum(weight * part for weight, part in zip(best, parts, strict=True))
+    assert lds(mixed, DATA.labels) >= max(lds(part, DATA.labels) for part in parts)
 
 
-def test_attention_and_missing_labels() -> None:
-    """One member is all there is to weigh; a label that is missing is left out."""
+def test_one_member_is_all_there_is_to_weigh_and_missing_labels_are_left_out() -> None:
     losses = DATA.labels.losses.copy()
     losses[0, :3] = np.nan
-    labels = Labels(SUBSETS, losses, DATA.labels.numbers)
-    assert fit_weights([DATA.truth], labels).tolist() == [1.0]
+    assert fit_weights([sums(DATA.truth, DATA.labels)], losses).tolist() == [1.0]
+
+
+def test_each_member_pools_subsets_in_its_own_way(encoder: Path) -> None:
+    """By hand: pooled apart, on the scale of random subsets, in the units of the first."""
+    members = [make_attributor("airrep", encoder=str(encoder)), make_attributor("tfidf")]
+    made = EnsembleAttributor(members, weights=[3, 1]).fit(DATA.pool)
+    random = reference_subsets(SUBSETS, len(DATA.pool))
+    assert {len(subset) for subset in random} == {len(SUBSETS[0])}
+    parts = []
+    for member in members:
+        pooled = member.score_subsets(DATA.targets, SUBSETS)
+        others = member.score_subsets(DATA.targets, random).astype(float)
+        parts.append((pooled, others.mean(axis=1)[:, None], others.std(axis=1)[:, None]))
+    (a, mean, std), (b, other_mean, other_std) = parts
+    expected = mean + std * (0.75 * (a - mean) / std + 0.25 * (b - other_mean) / other_std)
+    found = made.score_subsets(DATA.targets, SUBSETS)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    # What else is asked for does not matter, nor what was asked for before.
+    np.testing.assert_allclose(made.score_subsets(DATA.targets, SUBSETS[2:4]), found[:, 2:4])
+    backwards = made.score_subsets(DATA.targets[::-1], SUBSETS)
+    np.testing.assert_allclose(backwards, found[::-1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_evaluation_stores_its_subset_scores_for_the_page_and_for_verification(
+    tmp_path: Path,
+) -> None:
+    methods = {"ensemble": EnsembleAttributor(["bm25", "tfidf"]), "bm25": make_attributor("bm25")}
+    results, scores = evaluate(methods, DATA.pool, DATA.targets, DATA.labels, benchmark="planted")
+    own = methods["ensemble"].score_subsets(DATA.targets, SUBSETS)
+    np.testing.assert_allclose(scores["ensemble_subsets"], own, rtol=1e-5)
+    rows = {row["name"]: row for row in results["methods"]}
+    assert rows["ensemble"]["pooling"] == "members"
+    assert rows["ensemble"]["lds"] == pytest.approx(lds(own, DATA.labels))
+    folder = RunFolder(tmp_path)
+    write_results(folder, results, scores, DATA.pool, DATA.targets)
+    stored = read_scores(folder.scores_file("ensemble_subsets"))
+    np.testing.assert_array_equal(stored.subset_scores, scores["ensemble_subsets"])
+    assert read_scores(folder.scores_file("ensemble")).pooling == "attention"
+    claims = {one.name: one for one in read_claims(folder, DATA.pool, DATA.targets, None, {})}
+    assert claims["ensemble"].given.subset_scores is not None
+    assert claims["bm25"].given.subset_scores is None
+    blocks = explorer_blocks([rows["ensemble"]], DATA.pool, DATA.targets, DATA.labels, scores, 3)
+    block = json.loads(gzip.decompress(base64.b64decode(blocks["targets-0"])))
+    shown = block[0]["views"][0]
+    np.testing.assert_allclose(shown["predicted"], own[0], rtol=1e-3)
+
+
+def test_one_members_large_scores_do_not_drown_the_other() -> None:
+    """A useless member with a few huge scores takes over attention; pooled apart it cannot."""
+    data = planted_benchmark(pool_size=40, target_count=30, subset_count=60)
+    rng = np.random.default_rng(2)
+    huge = np.where(rng.random(data.truth.shape) < 0.05, 1000.0, 0.0)
+    ids = {"target_ids": None, "pool_ids": None}
+    members = [
+        GivenAttributor(check_scores(name, {"scores": scores, **ids}, {}))
+        for name, scores in (("truth", data.truth), ("huge", huge))
+    ]
+    found = {}
+    for pooling in ("members", "attention"):
+        made = EnsembleAttributor(members, weights=[9, 1], pooling=pooling).fit(data.pool)
+        found[pooling] = lds(made.score_subsets(data.targets, data.labels.subsets), data.labels)
+    assert found["members"] > found["attention"] + 0.05
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from airrep.attributor import Attributor
+from airrep.attributor import POOLINGS, Attributor, check_subsets
 from airrep.attributors import make_attributor
-from airrep.examples import Example, InputError
-from airrep.label_store import Labels
+from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.metrics import lds_per_target
 
-if TYPE_CHECKING:
-    from airrep.pooling import Membership
-
+REFERENCES = 100  # random subsets that give the scale of subsets' scores
 ROUNDS = 20  # of fitting: a weight is a multiple of 1/20 at finest
 # A member as given: an attributor, a method's name, or its name and parameters.
 Member = Attributor | str | tuple[str, Mapping[str, Any]]
@@ -28,8 +26,12 @@ class EnsembleAttributor(Attributor):
     z_m is member m's score minus its mean over the pool, over its standard deviation there, for
     each target by itself; a member that scores all examples the same adds nothing. The sum is
     multiplied by the first member's standard deviation and its mean is added, so that with all
-    weight on it the ensemble is the first member, and attention pooling is as sharp as it is for
-    that member: put AirRep first. Subsets are pooled once, from these scores.
+    weight on it the ensemble is the first member.
+
+    `pooling` "members": the score of a subset is made in the same way of the members' scores of
+    it, each pooled as that member does by itself; mean and standard deviation are then over random
+    subsets of the pool (`reference_subsets`). With "attention" or "sum" subsets are pooled from
+    the scores above. The first is better, as one member's large scores cannot drown another's.
 
     `members` are unfitted attributors, names of methods, or pairs (name, parameters); `weights`
     one number of at least 0 a member, None for equal ones. `fit_weights` finds weights from
@@ -37,12 +39,14 @@ class EnsembleAttributor(Attributor):
     """
 
     name = "ensemble"
+    poolings = ("members", *POOLINGS)
+    _known: tuple[str, list[np.ndarray]] | None = None  # targets, and each member's scores
 
     def __init__(
         self,
         members: Sequence[Member],
         weights: Sequence[float] | None = None,
-        pooling: str = "attention",
+        pooling: str = "members",
     ) -> None:
         self.members = members
         self.weights = weights
@@ -56,9 +60,42 @@ class EnsembleAttributor(Attributor):
     def _fit(self, pool: Sequence[Example]) -> None:
         self.weights_ = _shares(self.weights, len(self.members))
         self.members_ = [_made(member).fit(pool) for member in self.members]
+        self._known = None
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
-        return combine([member.score(targets) for member in self.members_], self.weights_)
+        return combine(self._member_scores(targets), self.weights_)
+
+    def score_subsets(
+        self,
+        targets: Sequence[Example],
+        subsets: Sequence[ArrayLike],
+        scores: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Scores (targets, subsets), float32; `scores` count where `pooling` is not "members"."""
+        self._check_fitted()
+        if self.pooling != "members":
+            return super().score_subsets(targets, subsets, scores)
+        pooled, reference = self.member_subset_scores(targets, subsets)
+        return combine(pooled, self.weights_, reference)
+
+    def member_subset_scores(
+        self, targets: Sequence[Example], subsets: Sequence[ArrayLike]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Each member's scores (T, M) of the subsets, and of `reference_subsets` (T, R)."""
+        rows = check_subsets(subsets, self.pool_size_)
+        both = [*rows, *reference_subsets(rows, self.pool_size_)]
+        pooled = [
+            member.score_subsets(targets, both, scores)
+            for member, scores in zip(self.members_, self._member_scores(targets), strict=True)
+        ]
+        return [one[:, : len(rows)] for one in pooled], [one[:, len(rows) :] for one in pooled]
+
+    def _member_scores(self, targets: Sequence[Example]) -> list[np.ndarray]:
+        """Each member's scores (T, N); those of the last targets are kept, for their subsets."""
+        wanted = fingerprint_examples(targets)
+        if self._known is None or self._known[0] != wanted:
+            self._known = wanted, [member.score(targets) for member in self.members_]
+        return self._known[1]
 
     def _state(self) -> dict[str, np.ndarray]:
         state = {"pool_size": np.asarray([self.pool_size_])}
@@ -91,11 +128,16 @@ class EnsembleAttributor(Attributor):
         self.members = self.members_
 
 
-def combine(scores: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray) -> np.ndarray:
+def combine(
+    scores: Sequence[np.ndarray],
+    weights: Sequence[float] | np.ndarray,
+    reference: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
     """The weighted mean (T, N) of members' scores (T, N) in the units of the first one.
 
-    See `EnsembleAttributor` for the formula. Raises InputError for shapes or numbers that do not
-    fit together.
+    See `EnsembleAttributor` for the formula. Mean and standard deviation are those of each
+    member's `reference` (T, R), or of the scores themselves. Raises InputError for shapes or
+    numbers that do not fit together.
     """
     shares = _shares(weights, len(scores))
     if len({one.shape for one in scores}) > 1:
@@ -103,55 +145,56 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray)
             f"The members' scores have shapes {[one.shape for one in scores]}; give scores of the "
             "same targets and pool."
         )
-    first = np.asarray(scores[0], dtype=np.float64)
-    units, mean = first.std(axis=1, keepdims=True), first.mean(axis=1, keepdims=True)
-    total = sum(share * _standardise(one) for share, one in zip(shares, scores, strict=True))
+    reference = scores if reference is None else reference
+    mean, units, _ = _moments(reference[0])
+    standard = map(standardise, scores, reference)
+    total = sum(share * one for share, one in zip(shares, standard, strict=True))
     return np.asarray(mean + units * total, dtype=np.float32)
 
 
-def fit_weights(
-    scores: Sequence[np.ndarray], labels: Labels, pooling: str = "attention"
-) -> np.ndarray:
+def reference_subsets(subsets: Sequence[np.ndarray], pool_size: int) -> list[np.ndarray]:
+    """Random subsets of the pool, always the same ones, of the median size of those given."""
+    size = min(pool_size, int(np.median([len(subset) for subset in subsets])))
+    rng = np.random.default_rng(0)
+    return [rng.choice(pool_size, size, replace=False) for _ in range(REFERENCES)]
+
+
+def standardise(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Scores (T, N) minus the mean of the reference (T, R), over its standard deviation; 0 for a
+    target whose reference has no spread."""
+    mean, spread, is_flat = _moments(reference)
+    return np.where(is_flat, 0.0, (scores - mean) / np.where(is_flat, 1.0, spread))
+
+
+def fit_weights(scores: Sequence[np.ndarray], losses: np.ndarray) -> np.ndarray:
     """Weights (members,), summing to 1, of the ensemble with the highest LDS on the labels.
 
-    `scores` are members' scores (T, N); `labels.losses` (T, M) are of the same targets, and must
-    be labels that no member was trained on: `airrep.holdout.held_out_labels` gives those that
-    training held out. Never give test labels. Weights are chosen by ensemble selection with
-    replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the member
-    that raises the LDS of the mean most is added again and again, `ROUNDS` times, and the best
-    of the means on the way is taken, the earlier of equal ones.
+    `scores` are members' standardised scores (T, M) of the subsets that gave the losses (T, M),
+    which must be labels that no member was trained on: `airrep.holdout.held_out_labels` gives
+    those that training held out. Never give test labels. Weights are chosen by ensemble selection
+    with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the
+    member that raises the LDS of the mean most is added again and again, `ROUNDS` times, and the
+    best of the means on the way is taken, the earlier of equal ones.
     """
-    from airrep.pooling import membership
-
-    members = membership(labels.subsets, scores[0].shape[1])
     counts = np.zeros(len(scores))
     best, best_lds = counts, -np.inf
+    stacked = np.stack(scores)  # (members, T, M)
     for _ in range(ROUNDS):
         tried = [counts + one for one in np.eye(len(scores))]
-        found = [_lds(combine(scores, each), labels, members, pooling) for each in tried]
+        mixed = [np.einsum("k,ktm->tm", each / each.sum(), stacked) for each in tried]
+        found = [float(lds_per_target(one, losses)[0].mean()) for one in mixed]
         counts = tried[int(np.argmax(found))]
         if max(found) > best_lds:
             best, best_lds = counts, max(found)
     return best / best.sum()
 
 
-def _lds(scores: np.ndarray, labels: Labels, members: Membership, pooling: str) -> float:
-    import torch
-
-    from airrep.pooling import pool_scores
-
-    pooled = pool_scores(torch.from_numpy(scores), members, pooling)
-    return float(lds_per_target(pooled.numpy(), labels.losses)[0].mean())
-
-
-def _standardise(scores: np.ndarray) -> np.ndarray:
-    """Each target's scores minus their mean over their standard deviation; 0 without spread."""
+def _moments(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each target's mean and standard deviation (T, 1), and whether there is no spread."""
     scores = np.asarray(scores, dtype=np.float64)
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    std = centred.std(axis=1, keepdims=True)
+    mean, spread = scores.mean(axis=1, keepdims=True), scores.std(axis=1, keepdims=True)
     # Rounding spreads equal scores by some 1e-7 of their size.
-    flat = std <= 1e-6 * np.abs(scores).max(axis=1, keepdims=True)
-    return np.where(flat, 0.0, centred / np.where(flat, 1.0, std))
+    return mean, spread, spread <= 1e-6 * np.abs(scores).max(axis=1, keepdims=True)
 
 
 def _shares(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:

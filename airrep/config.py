@@ -94,10 +94,13 @@ class EngineConfig:
             once, "eager" is the plain reference; "auto" chooses.
         models: models the batched engine trains at once; chosen from the free memory when not
             given.
+        compile: whether the batched engine compiles the blocks that train; takes a minute or so
+            before the first label, and pays where there are many. Off where that fails.
     """
 
     name: Literal["auto", "eager", "cached_trunk", "batched"] = "auto"
     models: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ class RunConfig:
         seed: decides subsets, splits, the order of training data and the bootstrap.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         lm: the language model: hub id, folder, .gguf file, or package:NAME.
-        encoder: the text encoder that training starts from: hub id, folder or package:NAME.
+        encoder: what training starts from, a text encoder or a causal language model: hub id,
+            folder, .gguf file or package:NAME.
         data: pool and targets.
         subsets: how many subsets, and how large.
         recipe: how the language model is fine-tuned on one subset.

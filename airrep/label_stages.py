@@ -163,7 +163,15 @@ def _load_lm(
     ) -> FineTuner:
         engine = config.engine
         return FineTuner(
-            model, pool, targets, config.recipe, True, config.seed, engine.name, engine.models
+            model,
+            pool,
+            targets,
+            config.recipe,
+            True,
+            config.seed,
+            engine.name,
+            engine.models,
+            engine.compile,
         )
 
     return make_tuner, tokens

@@ -7,13 +7,14 @@
 
 Every engine makes the labels of the same first training subsets, in one process, after one label
 that is not timed; those that train one model at a time make `--slow-labels` of them. `batched:8`
-trains 8 models at once. `script` is what a fine-tuning script does that knows nothing of labels:
-it loads the model for every subset, pads every batch, and computes logits at every position. The
-first engine named is what the others are compared with: rank correlation over targets (mean over
-subsets) and mean absolute difference; the last line gives the same between two seeds of one
-engine, which is what there is to lose. The floor is a label's operations at the rate of large
-matrix products in the recipe's precision, measured in the same run. `plan` is what `airrep plan`
-foretells for the engine, over what it took.
+trains 8 models at once, `batched:8+compile` with compiled blocks (a number of labels that 8 does
+not divide times compiling for the rest, too). `script` is what a fine-tuning script does that
+knows nothing of labels: it loads the model for every subset, pads every batch, and computes logits
+at every position. The first engine named is what the others are compared with: rank correlation
+over targets (mean over subsets) and mean absolute difference; the last line gives the same between
+two seeds of one engine, which is what there is to lose. The floor is a label's operations at the
+rate of large matrix products in the recipe's precision, measured in the same run. `plan` is what
+`airrep plan` foretells for the engine, over what it took.
 """
 
 import resource
@@ -78,7 +79,10 @@ class Setting:
         """The labels of an engine, or of `script`."""
         if name == "script":
             return self._by_script(seed)
-        engine, _, models = name.partition(":")
+        plain, _, compiles = name.partition("+")
+        engine, _, models = plain.partition(":")
+        if compiles not in ("", "compile"):
+            raise SystemExit(f"{name}: what may follow the engine is +compile")
 
         def tuner(
             pool: Sequence[TokenizedExample], targets: Sequence[TokenizedExample]
@@ -92,6 +96,7 @@ class Setting:
                 self.recipe,
                 engine=engine,  # type: ignore[arg-type]
                 most_models=most,
+                compiles=bool(compiles),
             )
 
         foretold = float("nan")
@@ -191,11 +196,13 @@ def main() -> None:
     print(
         f"a label: {setting.operations:.2e} operations, at {rate / 1e12:.3g} TFLOP/s {floor:.3g} s"
     )
-    print("engine        s/label  ratio  TFLOP/s  floor  rank corr.  |diff|  setup s    GiB  plan")
+    print(
+        f"{'engine':18s}  s/label  ratio  TFLOP/s  floor  rank corr.  |diff|  setup s    GiB  plan"
+    )
     for name, result in made.items():
         reached = setting.operations / result.seconds
         print(
-            f"{name:12s} {result.seconds:8.3f} {first.seconds / result.seconds:6.2f} "
+            f"{name:18s} {result.seconds:8.3f} {first.seconds / result.seconds:6.2f} "
             f"{reached / 1e12:8.3f} {reached / rate:6.0%} {_agreement(first, result)} "
             f"{result.setup:8.1f} {result.memory:6.1f} {result.foretold / result.seconds:5.2f}"
         )

@@ -1,7 +1,8 @@
 """Fine-tuning one model again and again, each time from the same start on another subset."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from data_builders.trunk import Trunk, freeze_below
 
 EVAL_BATCH = 64
 PACKED_TOKENS = 256  # the mask of a row grows with the square of its length
+Result = TypeVar("Result")
 
 
 class FineTuner:
@@ -44,14 +46,16 @@ class FineTuner:
         seed: int = 0,
         engine: EngineName = "auto",
         most_models: int | None = None,
+        compiles: bool = False,
     ) -> None:
         """Takes the tokenised pool and all targets; `seed` draws LoRA's start.
 
         `most_models` is how many the batched engine trains at once; None chooses from the free
         memory. "auto" is cached_trunk where the recipe has a trunk and the model is on a CPU, else
-        batched. Where the architecture does not fit an engine, a plainer one is used;
-        `engine` names the one in use and `notes` say why. Raises InputError for a recipe this
-        model cannot follow.
+        batched. `compiles` has the batched engine's blocks compiled: a minute or so for each
+        number of models at once. Where the architecture does not fit an engine, or the compiler
+        fails, something plainer is used; `engine` names the one in use and `notes` say why.
+        Raises InputError for a recipe this model cannot follow.
         """
         recipe.check()
         self.recipe = recipe
@@ -73,6 +77,8 @@ class FineTuner:
         self.packs = False
         # Engines compute the same but for rounding, which half precision would take for more.
         self._start_engine(Probes(model, self.examples, self._exact_token_losses))
+        if compiles:
+            self._compile()
         if self.stack is None:
             self.trained = [p for p in model.parameters() if p.requires_grad]
             self.start = [parameter.detach().clone() for parameter in self.trained]
@@ -105,6 +111,33 @@ class FineTuner:
         except InputError as error:
             self.engine = "eager" if self.trunk is None else "cached_trunk"
             self.notes.append(f"{error} Models are trained one at a time.")
+
+    def _compile(self) -> None:
+        if self.stack is None:
+            self.notes.append("Only the batched engine compiles.")
+            return
+        try:
+            self.stack.compile(self.respond.model)
+        except Exception as error:  # not every Python and system has a compiler
+            self._go_on_uncompiled(error)
+
+    def _go_on_uncompiled(self, error: Exception) -> None:
+        assert self.stack is not None
+        self.stack.uncompile()
+        reason = str(error).strip().partition("\n")[0]
+        self.notes.append(f"Blocks are not compiled: {type(error).__name__}: {reason}")
+
+    def _uncompiled_if_it_fails(self, run: Callable[[], Result]) -> Result:
+        """What `run` gives; run again with plain blocks where it fails with compiled ones."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler raises anything, at a shape that is new to it
+            if self.stack is None or not self.stack.is_compiled:
+                raise
+            self._go_on_uncompiled(error)
+        return run()
 
     def losses(
         self, subset: np.ndarray, target_rows: np.ndarray, generator: np.random.Generator
@@ -203,7 +236,7 @@ class FineTuner:
             return batch, missed.float()
 
         try:
-            missed = mean_losses(self.target_lengths[target_rows], self.eval_batch, compute)
+            missed = self._means(target_rows, compute)
         finally:
             hook.remove()
         return (missed[0] == 0).astype(np.float32)
@@ -214,11 +247,16 @@ class FineTuner:
         return 1 if self.stack is None else len(self.trained[0])
 
     def _measure(self, target_rows: np.ndarray) -> np.ndarray:
-        return mean_losses(
-            self.target_lengths[target_rows],
-            self.eval_batch,
-            lambda rows: self._target_losses(target_rows[rows]),
-        )
+        return self._means(target_rows, lambda rows: self._target_losses(target_rows[rows]))
+
+    def _means(
+        self,
+        target_rows: np.ndarray,
+        compute: Callable[[np.ndarray], tuple[ResponseBatch, torch.Tensor]],
+    ) -> np.ndarray:
+        """Means (K, T) over each target's response of what `compute` gives for its tokens."""
+        lengths = self.target_lengths[target_rows]
+        return self._uncompiled_if_it_fails(lambda: mean_losses(lengths, self.eval_batch, compute))
 
     def _target_losses(self, target_rows: np.ndarray) -> tuple[ResponseBatch, torch.Tensor]:
         """A batch of some targets for each model, and its token losses (K, R)."""
@@ -228,8 +266,12 @@ class FineTuner:
 
     def _train(self, plans: Sequence[Sequence[np.ndarray]]) -> None:
         """Trains a model on each plan: the pool rows of every step."""
-        for _ in self.steps(plans):
-            pass
+
+        def run() -> None:
+            for _ in self.steps(plans):
+                pass
+
+        self._uncompiled_if_it_fails(run)
 
     def steps(
         self, plans: Sequence[Sequence[np.ndarray]]

@@ -8,6 +8,7 @@ Each kernel does K times the work, which is what fills a GPU.
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from airrep.examples import InputError
+from airrep.lm import find_blocks
+
+MOST_GRAPHS = 64  # a number of models takes 2 to 4: with and without mask, gradients, several rows
 
 
 class Stack:
@@ -24,6 +28,7 @@ class Stack:
     def __init__(self, model: nn.Module) -> None:
         """Starts with one set. Raises InputError when a module that trains has parts of its own
         (its own weights cannot then be told apart from theirs)."""
+        self._mapped: set[nn.Module] = set()  # computed by `vmap`, for want of a formula here
         self._owners: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
         stacked: dict[int, nn.Parameter] = {}
         for module in model.modules():
@@ -50,6 +55,7 @@ class Stack:
             for name, parameter in own.items():
                 module._parameters[name] = stacked[id(parameter)]
             module.forward = self._forward(module, plain, tuple(own))
+        self._compiled: list[nn.Module] = []
         self._rows = 0
         self._hook = model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
         self.parameters = list(stacked.values())
@@ -61,8 +67,45 @@ class Stack:
             parameter.grad = None
             parameter.data = start.expand(models, *start.shape).clone()
 
+    @property
+    def is_compiled(self) -> bool:
+        return bool(self._compiled)
+
+    def compile(self, model: nn.Module) -> None:
+        """Compiles the blocks of the model that train, when they first run; all but the last.
+
+        One graph serves all blocks and any number and length of rows; each number of models has
+        its own. The last block has hooks (see `ResponseModel`) that differ from batch to batch. A
+        block that does not make one graph raises where it runs; InputError for what would make a
+        graph for every length of rows, and where there is no block to compile.
+        """
+        blocks = list(find_blocks(model) or [])[:-1]
+        for module in (module for block in blocks for module in block.modules()):
+            if module in self._mapped:
+                kind = type(module).__name__
+                raise InputError(f"{kind} would be compiled again for every length of rows.")
+        # Its overloads do not know the limit.
+        compile_function: Any = torch.compile
+        compiled = compile_function(
+            _run_block, dynamic=True, fullgraph=True, recompile_limit=MOST_GRAPHS
+        )
+        stacked = {id(parameter) for parameter in self.parameters}
+        for block in blocks:
+            trains = any(id(parameter) in stacked for parameter in block.parameters())
+            if trains and "forward" not in vars(block):
+                block.forward = partial(compiled, block)
+                self._compiled.append(block)
+        if not self._compiled:
+            raise InputError("No block before the last trains.")
+
+    def uncompile(self) -> None:
+        """Puts the blocks' own computations back."""
+        while self._compiled:
+            del self._compiled.pop().forward
+
     def close(self) -> None:
         """Puts the model's own parameters and computations back."""
+        self.uncompile()
         for module, own in self._owners:
             del module.forward
             module._parameters.update(own)
@@ -93,7 +136,9 @@ class Stack:
         is_norm = type(plain).__name__.endswith("RMSNorm") and names == ("weight",)
         if is_norm and hasattr(plain, "variance_epsilon"):
             # Of Llama and its kin, in one kernel; `Probes` tell where it is another norm.
-            return lambda hidden: _scaled(_normed(hidden, owner.variance_epsilon), owner.weight)
+            return lambda hidden: _norm(hidden, owner.weight, owner.variance_epsilon)
+
+        self._mapped.add(module)
 
         def each(hidden: torch.Tensor) -> torch.Tensor:
             own = {name: getattr(module, name) for name in names}
@@ -116,6 +161,11 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> None:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
 
 
+def _run_block(block: Any, *args: Any, **kwargs: Any) -> Any:
+    """What is compiled: a block is an argument, so that its weights are inputs of the graph."""
+    return type(block).forward(block, *args, **kwargs)
+
+
 def _parts(tensor: torch.Tensor, models: int) -> torch.Tensor:
     return tensor.reshape(models, -1, *tensor.shape[1:])
 
@@ -132,15 +182,20 @@ def _product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return product.view(*hidden.shape[:-1], width)
 
 
-def _normed(hidden: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """hidden (..., d) over the root of its mean square."""
-    return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=epsilon).to(hidden.dtype)
+def _norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """hidden (K b, ..., d) over the root of its mean square, times the weight (K, d) of its model.
 
-
-def _scaled(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """hidden (K b, ..., d) times the weight (K, d) of its model, number by number."""
-    parts = _parts(hidden, len(weight))
-    return (parts * weight.view(len(weight), *[1] * (parts.ndim - 2), -1)).flatten(0, 1)
+    Under autocast hidden in full precision comes out in half: linear layers read it (one cast
+    serves q, k and v). What is in half precision already, a query or a key, goes on to products
+    number by number, in full.
+    """
+    normed = F.rms_norm(hidden.float(), hidden.shape[-1:], eps=epsilon).to(hidden.dtype)
+    parts = _parts(normed, len(weight))
+    scaled = (parts * weight.view(len(weight), *[1] * (parts.ndim - 2), -1)).flatten(0, 1)
+    device = hidden.device.type
+    if hidden.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return scaled.to(torch.get_autocast_dtype(device))
+    return scaled
 
 
 def _look_up(ids: torch.Tensor, weight: torch.Tensor, padding: int | None) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Engines agree: one model or many, one example a row or several, stored layers or not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +151,97 @@ def test_fewer_models_are_trained_at_once_where_memory_runs_out(
     monkeypatch.setattr(FineTuner, "_train", never)
     with pytest.raises(InputError, match="Memory runs out with one example at a time"):
         tuner.losses_of(SUBSETS, TARGETS, generators)
+
+
+def compiled_and_plain(
+    recipe: Recipe, subsets: Sequence[np.ndarray]
+) -> tuple[FineTuner, list[np.ndarray]]:
+    """A tuner told to compile, and the losses of subsets by it and by a plain one."""
+    found = []
+    for compiles in (False, True):
+        tuner = FineTuner(
+            *build("Llama"), recipe, engine="batched", most_models=2, compiles=compiles
+        )
+        found.append(tuner.losses_of(subsets, TARGETS, [np.random.default_rng(0)] * 2))
+        tuner.eval_batch = 3
+        found.append(tuner._measure(TARGETS))
+    return tuner, found
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_compiled_graph_serves_all_blocks_and_shapes(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    if backend == "inductor":
+        from torch._inductor import cpp_builder
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception as error:
+            pytest.skip(f"no C++ compiler: {error}")
+    # The first traces and differentiates the same graphs, but makes no kernels, which take long.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    counters.clear()
+    recipe = replace(RECIPE, batch_size=6, epochs=1)  # steps of 6 and 4 examples: other shapes
+    tuner, (plain, again, compiled, smaller) = compiled_and_plain(
+        recipe, [np.arange(10), np.arange(16)[6:]]
+    )
+    assert tuner.notes == []
+    assert tuner.stack is not None
+    assert tuner.stack.is_compiled
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
+    np.testing.assert_allclose(smaller, again, atol=1e-4)
+    # Two blocks, two shapes each of training and of measuring: a graph to train, one to measure.
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_models_train_uncompiled_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(in_training: bool, function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled() == in_training:
+                raise RuntimeError("no compiler\nat all")
+            return function(*args, **kwargs)
+
+        return run
+
+    for in_training in (True, False):
+        monkeypatch.setattr(torch, "compile", partial(broken, in_training))
+        tuner, (plain, _, compiled, _) = compiled_and_plain(RECIPE, SUBSETS[:2])
+        assert tuner.notes == ["Blocks are not compiled: RuntimeError: no compiler"]
+        assert tuner.stack is not None
+        assert not tuner.stack.is_compiled
+        np.testing.assert_array_equal(compiled, plain)
+
+    def absent(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        raise RuntimeError("not on this system")
+
+    monkeypatch.setattr(torch, "compile", absent)
+    tuner, (plain, _, compiled, _) = compiled_and_plain(RECIPE, SUBSETS[:2])
+    assert tuner.notes == ["Blocks are not compiled: RuntimeError: not on this system"]
+    np.testing.assert_array_equal(compiled, plain)
+
+
+def test_what_cannot_be_compiled_says_why() -> None:
+    tuner = FineTuner(*build("Llama"), RECIPE, engine="eager", compiles=True)
+    assert tuner.notes == ["Only the batched engine compiles."]
+    tuner = FineTuner(*build("GPTNeoX"), RECIPE, engine="batched", most_models=1, compiles=True)
+    assert "LayerNorm would be compiled again for every length of rows" in tuner.notes[0]
+    last = replace(RECIPE, train="last_layers", layers=1)
+    tuner = FineTuner(*build("Llama"), last, engine="batched", most_models=1, compiles=True)
+    assert "No block before the last trains" in tuner.notes[0]
+
+
+def test_half_precision_stays_near_the_plain_reference() -> None:
+    recipe = replace(RECIPE, precision="bf16", train="all")
+    for name in ("Llama", "Qwen3"):  # the latter norms queries and keys, which are half already
+        alone = losses(name, recipe, "eager")
+        full = losses(name, replace(recipe, precision="fp32"), "eager")
+        together = losses(name, recipe, "batched")
+        assert 0 < np.abs(alone - full).max() < 5e-3
+        np.testing.assert_allclose(together, alone, atol=5e-3)
 
 
 def test_wrong_engines_are_refused() -> None:

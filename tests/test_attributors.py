@@ -174,10 +174,10 @@ def test_subset_scores_are_the_one_pooling_functions(name, pooling, encoders):
     np.testing.assert_allclose(found[:, 1], scores[:, 1], **CLOSE)
 
 
-def test_learned_scores_pool_by_attention_and_the_others_add(fitted_once):
+def test_only_learned_scores_and_ensembles_pool_in_another_way_than_adding(fitted_once):
     assert {name: one.pooling for name, one in fitted_once.items() if one.pooling != "sum"} == {
         "airrep": "attention",
-        "ensemble": "attention",
+        "ensemble": "members",
     }
 
 
@@ -280,7 +280,8 @@ def test_empty_input_is_an_error(fitted, encoders):
 
 
 def test_unknown_pooling_is_an_error(fitted, encoders):
-    with pytest.raises(InputError, match="got pooling 'mean'; choose one of sum, attention"):
+    known = {"ensemble": "members, sum, attention"}.get(fitted.name, "sum, attention")
+    with pytest.raises(InputError, match=f"got pooling 'mean'; choose one of {known}"):
         method(fitted.name, encoders, pooling="mean").fit(POOL)
 
 

@@ -219,7 +219,7 @@ class Attributor(ABC):
 
 def subset_scores_of(name: str) -> str:
     """What the subset scores of a method are called that pools in a way of its own."""
-    return f"{name}_subsets"
+    return f"{name}@subsets"  # no method or file of scores has such a name
 
 
 def check_subsets(subsets: Sequence[ArrayLike], pool_size: int) -> list[np.ndarray]:

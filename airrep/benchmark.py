@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from airrep.attributor import Attributor, subset_scores_of
+from airrep.attributor import POOLINGS, Attributor, subset_scores_of
 from airrep.attributors.given import GivenAttributor
 from airrep.evaluation import evaluate
 from airrep.examples import Example, InputError
@@ -210,12 +210,12 @@ def write_results(
     run.results_file.unlink(missing_ok=True)
     for row in results["methods"]:
         name, pooling = row["name"], row["pooling"]
-        file, own = run.scores_file(name), subset_scores_of(name)
-        if own in scores:
-            pooling = NEAREST
+        if pooling not in POOLINGS:
+            own, pooling = subset_scores_of(name), NEAREST
             write_scores(
                 run.scores_file(own), None, targets, pool, subset_scores=scores[own], method=name
             )
+        file = run.scores_file(name)
         write_scores(file, scores[name], targets, pool, method=name, pooling=pooling)
     write_json_atomic(run.results_file, results)
 

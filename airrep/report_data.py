@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from airrep.attributor import subset_scores_of, top_rows
+from airrep.attributor import POOLINGS, subset_scores_of, top_rows
 from airrep.examples import Example
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
@@ -92,11 +92,10 @@ def _views(
     places: dict[int, int],
 ) -> list[dict[str, Any]]:
     scores = np.ascontiguousarray(by_name[method["name"]][rows], dtype=np.float32)
-    own = by_name.get(subset_scores_of(method["name"]))
     pooled = (
         pool_scores(torch.from_numpy(scores), members, method["pooling"]).numpy()
-        if own is None
-        else own[rows]
+        if method["pooling"] in POOLINGS
+        else by_name[subset_scores_of(method["name"])][rows]
     )
     lds, _ = lds_per_target(pooled, losses)
     return [

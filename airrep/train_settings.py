@@ -41,7 +41,8 @@ class TrainSettings:
             then stay (LoRA, arXiv 2106.09685); the projector trains whole. They are merged into
             the weights at the end. None trains the layers themselves.
         dropout: whether the layers that train drop units.
-        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU and 65536 elsewhere.
+        chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU, and up to 65536
+            elsewhere, as memory allows.
         max_graph_tokens: padded tokens, times layers that train, whose activations are kept in a
             step; the rest is encoded twice. Bounds memory, changes no result; None is 65536 on a
             CPU, and what half of the free memory holds on a GPU.

@@ -124,8 +124,11 @@ class Trainer:
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
         parameters = _trained(encoder, settings)
-        chunk_tokens = settings.chunk_tokens or tokens_at_once(
-            accelerator.device, GPU_ENCODER_TOKENS
+        graph_tokens = settings.max_graph_tokens
+        if graph_tokens is None:
+            graph_tokens = _graph_tokens(encoder, accelerator.device)
+        chunk_tokens = settings.chunk_tokens or _chunk_tokens(
+            encoder, accelerator.device, graph_tokens
         )
         self.full_pool = FullPool(
             prepare_texts(
@@ -138,9 +141,7 @@ class Trainer:
             list(parameters.values()),
             accelerator,
             chunk_tokens,
-            _graph_tokens(encoder, accelerator.device)
-            if settings.max_graph_tokens is None
-            else settings.max_graph_tokens,
+            graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
         if settings.start_scale is not None:
@@ -320,7 +321,15 @@ def _graph_tokens(encoder: AirRepEncoder, device: torch.device) -> int:
     if device.type != "cuda":
         return CPU_GRAPH_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(GRAPH_SHARE * free / (GRAPH_BYTES * encoder.projector.in_features))
+
+
+def _chunk_tokens(encoder: AirRepEncoder, device: torch.device, graph_tokens: int) -> int:
+    """Tokens of a chunk, whose activations all layers keep while its gradient is taken."""
+    most = tokens_at_once(device, GPU_ENCODER_TOKENS)
+    layers = int(getattr(encoder.base.config, "num_hidden_layers", 1))
+    return most if device.type == "cpu" else int(np.clip(graph_tokens // layers, 2048, most))
 
 
 def _trained(encoder: AirRepEncoder, settings: TrainSettings) -> dict[str, nn.Parameter]:

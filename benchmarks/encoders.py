@@ -8,7 +8,7 @@ fourths of a run's training subsets and targets and judged on the rest; test lab
 LDS and `by sum` are means over seeds; the 95% interval of the difference from the first encoder is
 a bootstrap over targets and subsets together, paired, with the mean over seeds inside. `untrained`
 is the LDS of the encoder as it comes, with the same pooling; pool and judging targets are encoded
-for it in batches of 64, which gives the examples a second.
+for it in the batches that suit the device, which gives the examples a second.
 """
 
 import os

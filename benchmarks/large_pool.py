@@ -7,7 +7,7 @@ Random texts and random labels: a step costs the same whatever they say. Seconds
 of `train_encoder` (encoding the pool twice, pooling, gradients, update), the median after the
 first one. The floor is the multiplications and additions of the encoder's linear layers, forward
 twice and backward once, and of pooling's four matrix products, at the rate of large matrix
-products in the same precision and run.
+products in the same precision and run. Where activations are kept, once forward would do.
 """
 
 import argparse
@@ -37,11 +37,13 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=1_000)
     parser.add_argument("--size", type=int, default=1_000, help="examples a subset")
     parser.add_argument("--tokens", type=int, default=66, help="words a text, each one token")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="at least 3")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--max-graph-tokens", type=int, default=65536)
+    parser.add_argument("--max-graph-tokens", type=int, help="as memory allows, if not given")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.steps < 3 or options.size > options.pool:
+        parser.error("give at least 3 steps, and subsets no larger than the pool")
     device, rng = pick_device("auto"), np.random.default_rng(options.seed)
     encoder = AirRepEncoder.from_base(resolve_model(options.encoder)).to(device)
     words = single_tokens(encoder)

@@ -28,18 +28,18 @@ from accelerate import Accelerator
 from jsonargparse import ArgumentParser
 
 from airrep.attributors.ensemble import fit_weights, reference_subsets, standardise
-from airrep.config import RunConfig
+from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.distillation import distil_encoder
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example
 from airrep.holdout import held_out_labels
 from airrep.label_store import Labels
-from airrep.metrics import bootstrap_lds, lds_per_target
+from airrep.metrics import Resamples, bootstrap_lds, interval, lds_per_target, resampled_lds
 from airrep.pooling import membership, pool_scores
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.run_methods import make_methods, method_arguments
+from airrep.run_methods import make_methods, method_arguments, needs_warm_up
 from airrep.train_settings import TrainSettings
 from airrep.trainer import train_encoder
 from airrep.weights import resolve_model
@@ -71,12 +71,12 @@ class Bench:
         self.config, self.options = config, options
         folder = RunFolder(Path(config.output))
         self.folder = folder.path / "seeds"
-        self.folder.mkdir(exist_ok=True)
         train, test = folder.open_labels("train"), folder.open_labels("test")
         self.pool, self.targets = folder.read_labelled("train", train)
         _, self.tests = folder.read_labelled("test", test)
         self.labels, self.test_labels = train.read(), test.read()
         self.device = pick_device(config.device)
+        self.folder.mkdir(exist_ok=True)
 
     @cached_property
     def everyone(self) -> list[Example]:
@@ -91,7 +91,8 @@ class Bench:
         """A method's scores (training and test targets, pool)."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
-            warm_up(self.config)
+            if needs_warm_up(self.config, [name]):
+                warm_up(self.config)
             attributor = make_methods(method_arguments(self.config, [name]))[name]
             start = time.perf_counter()
             attributor.fit(self.pool)
@@ -191,6 +192,9 @@ def main() -> None:
     variants, methods = options.variants.split(","), options.methods.split(",")
     if unknown := [name for name in variants if name not in VARIANTS]:
         parser.error(f"there is no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
+    if options.seeds < 1:
+        parser.error("give at least one seed")
+    check_methods(methods)
     print(f"{len(bench.labels.subsets)} training labels, {options.seeds} seeds, {bench.device}\n")
     print("| variant | held-out LDS, mean | each | best step | s to it | s in all | GiB |")
     print("|---|---|---|---|---|---|---|")
@@ -241,6 +245,22 @@ def show_test(
         }
         for name, scores in rows.items():
             print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
+        first = [learned[0], both[0], *others]
+        drawn = resampled_lds(
+            first,
+            bench.test_labels.losses,
+            Resamples.draw(bench.test_labels.losses.shape, 1000, np.random.default_rng(0)),
+        )["both"]
+        print("\nFirst seed, paired, 95% intervals:")
+        print(f"- ensemble minus {variant}: {difference(drawn[1] - drawn[0])}")
+        for name, one in zip(methods, drawn[2:], strict=True):
+            print(f"- {variant} minus {name}, attention: {difference(drawn[0] - one)}")
+
+
+def difference(drawn: np.ndarray) -> str:
+    """The mean of resampled differences, and their interval."""
+    low, high = interval(drawn)
+    return f"{drawn.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def pooled(scores: np.ndarray, labels: Labels, pooling: str = "attention") -> np.ndarray:

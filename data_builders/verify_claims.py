@@ -53,12 +53,14 @@ def read_claims(
 ) -> list[ClaimedScores]:
     """Scores with what is claimed of them: `claims` of the one method named, or results.json's.
 
-    `methods` a,b,c are names in results.json or files of scores; None is all of results.json,
-    none where there is no such file. Raises InputError for scores of which nothing is claimed,
+    `methods` a,b,c are names in results.json or files of scores; None is all of results.json
+    whose examples' scores say what a fresh subset's are (not an ensemble's), none where there is
+    no such file. Raises InputError for scores of which nothing is claimed,
     that are not there, or that are of another pool or other targets.
     """
     rows = _claimed_rows(folder)
-    names = list(rows) if methods is None else methods.split(",")
+    fresh = [name for name, row in rows.items() if row.get("pooling", "sum") in POOLINGS]
+    names = fresh if methods is None else methods.split(",")
     if claims and len(names) != 1:
         raise InputError(f"Claims were given for {len(names)} methods; name one with --methods.")
     found = []
@@ -128,7 +130,10 @@ def check_claims(
                 f"{one.path} would be tried on {len(unseen.subsets)} labels; train at least "
                 f"{LEAST} again, with --count."
             )
-        attributor = GivenAttributor(one.given, one.pooling, plan).fit(pool)
+        # An evaluation knows only the subsets that had labels.
+        columns = None if is_fresh else one.given.subset_scores.shape[1]  # type: ignore[union-attr]
+        known = stored.subsets if columns == len(stored.subsets) else plan
+        attributor = GivenAttributor(one.given, one.pooling, known).fit(pool)
         pair = [
             (attributor.score_subsets(targets, labels.subsets), labels)
             for labels in (stored, unseen)

@@ -304,7 +304,7 @@ def test_an_ensemble_is_weighed_once_and_its_weights_are_chosen(
 
     def ensemble(noise: float = 0.0) -> dict[str, Attributor]:
         members = [Staged(log, noise=noise), "bm25", ("random", {"seed": 1})]
-        return {"ensemble": EnsembleAttributor(members, pooling="sum")}
+        return {"ensemble": EnsembleAttributor(members)}
 
     found = run(tmp_path, ensemble(), trials=5)
     (trial,) = found["methods"]["ensemble"]["trials"]
@@ -328,7 +328,7 @@ def test_an_ensemble_whose_members_do_not_go_has_nothing_chosen(
     def refuse(self: Staged, pool: Sequence[Example]) -> None:
         raise NotApplicableError("does not go")
 
-    ensemble = {"ensemble": EnsembleAttributor([Staged([], noise=0.0)], pooling="sum")}
+    ensemble = {"ensemble": EnsembleAttributor([Staged([], noise=0.0)])}
     with monkeypatch.context() as patch:
         patch.setattr(Staged, "_fit", refuse)
         found = run(tmp_path, ensemble)

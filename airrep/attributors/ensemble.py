@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from airrep.attributor import POOLINGS, Attributor, check_subsets
+from airrep.attributor import Attributor, check_subsets
 from airrep.attributors import make_attributor
-from airrep.examples import Example, InputError, fingerprint_examples
+from airrep.examples import Example, InputError
 from airrep.metrics import lds_per_target
 
 REFERENCES = 100  # random subsets that give the scale of subsets' scores
@@ -28,38 +29,35 @@ class EnsembleAttributor(Attributor):
     multiplied by the first member's standard deviation and its mean is added, so that with all
     weight on it the ensemble is the first member.
 
-    `pooling` "members": the score of a subset is made in the same way of the members' scores of
-    it, each pooled as that member does by itself; mean and standard deviation are then over random
-    subsets of the pool (`reference_subsets`). With "attention" or "sum" subsets are pooled from
-    the scores above. The first is better, as one member's large scores cannot drown another's.
+    The score of a subset is made in the same way of the members' scores of it, each pooled as that
+    member does by itself, so that one member's large scores cannot drown another's. Mean and
+    standard deviation are then over random subsets of the pool (`reference_subsets`), of a size
+    that depends on the subsets asked for.
 
     `members` are unfitted attributors, names of methods, or pairs (name, parameters); `weights`
     one number of at least 0 a member, None for equal ones. `fit_weights` finds weights from
-    labels that no member was trained on.
+    labels that no member was trained on. What the members say of the last targets is kept.
     """
 
     name = "ensemble"
-    poolings = ("members", *POOLINGS)
-    _known: tuple[str, list[np.ndarray]] | None = None  # targets, and each member's scores
+    poolings = ("members",)
+    pooling = "members"
+    _known: tuple[list[Example], list[np.ndarray]] | None = None  # each member's scores of targets
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        weights: Sequence[float] | None = None,
-        pooling: str = "members",
-    ) -> None:
+    def __init__(self, members: Sequence[Member], weights: Sequence[float] | None = None) -> None:
         self.members = members
         self.weights = weights
-        self.pooling = pooling
 
     @property
     def oracle(self) -> bool:  # type: ignore[override]
         """Whether one of the members is an oracle."""
-        return any(_made(member).oracle for member in self.members)
+        return any(member.oracle for member in _all_made(self.members))
 
     def _fit(self, pool: Sequence[Example]) -> None:
-        self.weights_ = _shares(self.weights, len(self.members))
-        self.members_ = [_made(member).fit(pool) for member in self.members]
+        made = _all_made(self.members)
+        self.weights_ = _shares(self.weights, len(made))
+        self.members_ = [member.fit(pool) for member in made]
+        self._known = None
         self._known = None
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
@@ -71,7 +69,7 @@ class EnsembleAttributor(Attributor):
         subsets: Sequence[ArrayLike],
         scores: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Scores (targets, subsets), float32; `scores` count where `pooling` is not "members"."""
+        """Scores (targets, subsets), float32; a copy with another `pooling` pools `scores`."""
         self._check_fitted()
         if self.pooling != "members":
             return super().score_subsets(targets, subsets, scores)
@@ -82,6 +80,7 @@ class EnsembleAttributor(Attributor):
         self, targets: Sequence[Example], subsets: Sequence[ArrayLike]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Each member's scores (T, M) of the subsets, and of `reference_subsets` (T, R)."""
+        self._check_fitted()
         rows = check_subsets(subsets, self.pool_size_)
         both = [*rows, *reference_subsets(rows, self.pool_size_)]
         pooled = [
@@ -92,9 +91,8 @@ class EnsembleAttributor(Attributor):
 
     def _member_scores(self, targets: Sequence[Example]) -> list[np.ndarray]:
         """Each member's scores (T, N); those of the last targets are kept, for their subsets."""
-        wanted = fingerprint_examples(targets)
-        if self._known is None or self._known[0] != wanted:
-            self._known = wanted, [member.score(targets) for member in self.members_]
+        if self._known is None or self._known[0] != list(targets):
+            self._known = list(targets), [member.score(targets) for member in self.members_]
         return self._known[1]
 
     def _state(self) -> dict[str, np.ndarray]:
@@ -114,7 +112,7 @@ class EnsembleAttributor(Attributor):
 
     def _saved_params(self) -> dict[str, Any]:
         members = [(member.name, member._saved_params()) for member in self.members_]
-        return {"members": members, "weights": self.weights_.tolist(), "pooling": self.pooling}
+        return {"members": members, "weights": self.weights_.tolist()}
 
     def _save_parts(self, folder: Path) -> None:
         for number, member in enumerate(self.members_):
@@ -153,8 +151,12 @@ def combine(
 
 
 def reference_subsets(subsets: Sequence[np.ndarray], pool_size: int) -> list[np.ndarray]:
-    """Random subsets of the pool, always the same ones, of the median size of those given."""
-    size = min(pool_size, int(np.median([len(subset) for subset in subsets])))
+    """Random subsets of the pool, always the same ones, of the median size of those given.
+
+    They have half of the pool at most: all subsets of the whole pool are one.
+    """
+    median = int(np.median([len(subset) for subset in subsets]))
+    size = max(1, min(median, pool_size // 2))
     rng = np.random.default_rng(0)
     return [rng.choice(pool_size, size, replace=False) for _ in range(REFERENCES)]
 
@@ -199,8 +201,12 @@ def _moments(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _shares(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:
     """Weights (members,) that sum to 1; InputError where they are not weights of the members."""
-    given = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
-    if count == 0 or given.shape != (count,) or not (given >= 0).all() or not given.sum() > 0:
+    try:
+        given = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    fits = count > 0 and given.shape == (count,) and np.isfinite(given).all()
+    if not fits or not (given >= 0).all() or not given.sum() > 0:
         raise InputError(
             f"An ensemble of {count} members got weights {weights}; give at least one member, and "
             "a number of at least 0 for each, not all 0."
@@ -209,8 +215,21 @@ def _shares(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndar
 
 
 def _made(member: Member) -> Attributor:
-    """The member as an attributor."""
+    """The member as an attributor, one of its own; InputError for anything else."""
     if isinstance(member, Attributor):
-        return member
-    name, params = (member, {}) if isinstance(member, str) else member
-    return make_attributor(name, **params)
+        return copy.copy(member)
+    try:
+        name, params = (member, {}) if isinstance(member, str) else member
+        return make_attributor(name, **params)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"An ensemble's member is {member!r}; give an attributor, a method's name, or a name "
+            "and a mapping of its parameters."
+        ) from None
+
+
+def _all_made(members: Sequence[Member]) -> list[Attributor]:
+    """The members as attributors; InputError where they are no list."""
+    if not isinstance(members, Sequence) or isinstance(members, str):
+        raise InputError(f"An ensemble's members are {members!r}; give a list of methods.")
+    return [_made(member) for member in members]

@@ -58,7 +58,6 @@ class EnsembleAttributor(Attributor):
         self.weights_ = _shares(self.weights, len(made))
         self.members_ = [member.fit(pool) for member in made]
         self._known = None
-        self._known = None
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         return combine(self._member_scores(targets), self.weights_)

@@ -11,7 +11,13 @@ import numpy as np
 
 from airrep.config import RunConfig
 from airrep.device import pick_device
-from airrep.examples import Example, TokenizedExample, lm_template, tokenize_examples
+from airrep.examples import (
+    Example,
+    InputError,
+    TokenizedExample,
+    lm_template,
+    tokenize_examples,
+)
 from airrep.label_mirror import LabelMirror
 from airrep.label_store import LabelStore
 from airrep.weights import plain_weights, resolve_model
@@ -56,7 +62,7 @@ def make_labels(
 
     data, stores = _prepare(config)
     train, test = data.targets["train"], data.targets["test"]
-    mirrors = {split: _mirror(store, mirror, split) for split, store in stores.items()}
+    mirrors = {split: open_mirror(store, mirror, split) for split, store in stores.items()}
     test_rows = len(train) + np.arange(len(test))
     jobs = [
         LabelJob(stores["train"], np.arange(len(train)), mirror=mirrors["train"]),
@@ -86,10 +92,15 @@ def make_labels(
     print(f"{made} made now; {again} test subsets were trained twice for the noise ceiling")
 
 
-def _mirror(store: LabelStore, url: str | None, split: str) -> LabelMirror | None:
-    """The mirror of a split's labels, with what it has taken over; None without a URL."""
+def open_mirror(store: LabelStore, url: str | None, split: str) -> LabelMirror | None:
+    """The mirror of a split's labels, with what it has taken over; None without a URL.
+
+    Raises InputError for an empty one, which a variable that is not set leaves behind.
+    """
     if url is None:
         return None
+    if not url.strip():
+        raise InputError("--mirror is empty; give a URL, or leave it out to keep no copy.")
     mirror = LabelMirror(store, f"{url.rstrip('/')}/{split}_labels")
     print(f"{mirror.url}: {mirror.sync()} labels taken from there")
     return mirror

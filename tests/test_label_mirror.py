@@ -9,6 +9,7 @@ import pytest
 
 from airrep.examples import InputError
 from airrep.label_mirror import LabelMirror
+from airrep.label_stages import open_mirror
 from airrep.label_store import LabelStore
 
 PLAN = [np.arange(3) + j for j in range(4)]
@@ -93,3 +94,10 @@ def test_a_mistyped_folder_is_not_made(tmp_path: Path, scheme: str) -> None:
         with pytest.raises(InputError, match=message):
             LabelMirror(store, f"{scheme}{tmp_path}/{parent}/train_labels")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "store"]
+
+
+@pytest.mark.parametrize("url", ["", "  "])
+def test_an_empty_url_is_no_wish_for_no_copy(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match="--mirror is empty"):
+        open_mirror(new_store(tmp_path / "one"), url, "train")
+    assert open_mirror(new_store(tmp_path / "one"), None, "train") is None

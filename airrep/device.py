@@ -1,5 +1,7 @@
 """Which device to compute on."""
 
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,6 +30,15 @@ def pick_device(device: str) -> str:
 def tokens_at_once(device: str | torch.device, on_gpu: int = GPU_TOKENS) -> int:
     """How many tokens, padding included, to run through a model in one batch."""
     return CPU_TOKENS if torch.device(device).type == "cpu" else on_gpu
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes used at most since this process began, or since the peak was forgotten: of the GPU, or
+    of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used  # macOS counts bytes, Linux KiB
 
 
 def attention_of_any_shape(device: torch.device) -> AbstractContextManager:

@@ -155,7 +155,7 @@ def _run(
     scores = attributor.score(targets)
     scored = time.perf_counter()
     pooled = {}
-    for pooling in {*POOLINGS, attributor.pooling}:
+    for pooling in dict.fromkeys([*POOLINGS, attributor.pooling]):
         variant = copy.copy(attributor)
         variant.pooling = pooling
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)

@@ -11,7 +11,7 @@ from airrep.label_store import Labels
 from airrep.objectives import standardise_labels
 from airrep.train_settings import TrainSettings
 
-# Fewer held-out labels than these choose a step by chance as much as by quality.
+# Of held-out labels; see `is_little`.
 LEAST_SUBSETS, LEAST_TARGETS = 8, 5
 SPLIT = 1  # keeps the split's random numbers apart from those of the steps
 
@@ -92,10 +92,15 @@ def held_out_labels(labels: Labels, settings: TrainSettings) -> tuple[np.ndarray
     )
 
 
+def is_little(subsets: int, targets: int) -> bool:
+    """Whether so few held-out labels judge that chance chooses as much as quality does."""
+    return subsets < LEAST_SUBSETS or targets < LEAST_TARGETS
+
+
 def few_held_out(split: Holdout) -> str | None:
     """A sentence to warn with where the held-out labels are too few to choose a step by."""
     subsets, targets = len(split.held_subsets), len(split.held_targets)
-    if subsets == 0 or (subsets >= LEAST_SUBSETS and targets >= LEAST_TARGETS):
+    if subsets == 0 or not is_little(subsets, targets):
         return None
     return (
         f"The step is chosen on {subsets} held-out subsets and {targets} targets, which is little: "

@@ -1,15 +1,12 @@
 """What a training run reports while it goes: history.jsonl, a progress bar, wandb."""
 
 import json
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from tqdm.auto import tqdm
 
 from airrep.provenance import write_bytes_atomic
@@ -75,14 +72,6 @@ class TrainLog:
         self._bar.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """GiB used at most since this process began: of the GPU, or of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from airrep.checkpoint import write_checkpoint
-from airrep.device import GPU_ENCODER_TOKENS, tokens_at_once
+from airrep.device import GPU_ENCODER_TOKENS, peak_memory, tokens_at_once
 from airrep.encoder import AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
@@ -23,7 +23,7 @@ from airrep.objectives import make_objective
 from airrep.pooling import membership
 from airrep.reliability import reliability_weights
 from airrep.streaming_pool import attention_pool_embeddings
-from airrep.train_log import TrainLog, peak_memory_gib
+from airrep.train_log import TrainLog
 from airrep.train_run import HISTORY, TrainRun, fingerprint_run
 from airrep.train_settings import TrainSettings, check_settings
 from airrep.train_state import TrainState
@@ -44,7 +44,7 @@ class TrainResult:
     train_lds and validation_lds (None between evaluations), seconds since the start,
     examples_per_second (None at step 0) and peak_memory_gib. The rate is over all processes, of
     the pool and target examples that the step took its gradient from, without evaluation; memory
-    is that of `peak_memory_gib`, in this process.
+    is that of `airrep.device.peak_memory`, in this process.
     `validation_lds` is the best step's, None when nothing was held out. `dropped_targets` counts
     training targets whose labels do not vary.
     """
@@ -280,7 +280,7 @@ class Trainer:
             "validation_lds": validation_lds,
             "seconds": round(time.perf_counter() - self._started, 3),
             "examples_per_second": None if rate is None else round(rate, 1),
-            "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 3),
+            "peak_memory_gib": round(peak_memory(self.accelerator.device) / 2**30, 3),
         }
         state.history.append(entry)
         log.add(entry)

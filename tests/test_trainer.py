@@ -26,6 +26,7 @@ import airrep.trainer
 from airrep import stages
 from airrep.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from airrep.config import RunConfig
+from airrep.device import peak_memory
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError, fingerprint_examples, write_examples
 from airrep.holdout import held_out_labels, hold_out
@@ -33,7 +34,6 @@ from airrep.label_store import Labels, LabelStore
 from airrep.objectives import standardise_labels
 from airrep.reliability import reliability_weights
 from airrep.run_folder import RunFolder
-from airrep.train_log import peak_memory_gib
 from airrep.train_settings import TrainSettings
 from airrep.train_state import layer_depths
 from airrep.trainer import TrainResult, train_encoder
@@ -592,9 +592,9 @@ def test_peak_memory(run: Callable[..., TrainResult], monkeypatch: pytest.Monkey
     assert held.nbytes / 2**30 < peaks[0]
     assert peaks[-1] < 100  # GiB, not MiB
     assert peaks == sorted(peaks)
-    assert peaks[-1] <= round(peak_memory_gib(torch.device("cpu")), 3)
+    assert peaks[-1] <= round(peak_memory(torch.device("cpu")) / 2**30, 3)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
-    assert peak_memory_gib(torch.device("cuda")) == 1.5
+    assert peak_memory(torch.device("cuda")) / 2**30 == 1.5
 
 
 def test_the_progress_bar_shows_the_held_out_lds(

@@ -136,7 +136,6 @@ def combine(
     member's `reference` (T, R), or of the scores themselves. Raises InputError for shapes or
     numbers that do not fit together.
     """
-    shares = _shares(weights, len(scores))
     if len({one.shape for one in scores}) > 1:
         raise InputError(
             f"The members' scores have shapes {[one.shape for one in scores]}; give scores of the "
@@ -144,9 +143,18 @@ def combine(
         )
     reference = scores if reference is None else reference
     mean, units, _ = _moments(reference[0])
-    standard = map(standardise, scores, reference)
-    total = sum(share * one for share, one in zip(shares, standard, strict=True))
-    return np.asarray(mean + units * total, dtype=np.float32)
+    mixed = mix(list(map(standardise, scores, reference)), weights)
+    return np.asarray(mean + units * mixed, dtype=np.float32)
+
+
+def mix(
+    scores: Sequence[np.ndarray] | np.ndarray, weights: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """The weighted mean (T, N) of members' standardised scores (T, N).
+
+    Raises InputError for weights that are not the members'.
+    """
+    return np.einsum("k,ktn->tn", _shares(weights, len(scores)), np.asarray(scores))
 
 
 def reference_subsets(subsets: Sequence[np.ndarray], pool_size: int) -> list[np.ndarray]:
@@ -179,11 +187,10 @@ def fit_weights(scores: Sequence[np.ndarray], losses: np.ndarray) -> np.ndarray:
     """
     counts = np.zeros(len(scores))
     best, best_lds = counts, -np.inf
-    stacked = np.stack(scores)  # (members, T, M)
+    stacked = np.stack(scores)  # (members, T, M), copied once
     for _ in range(ROUNDS):
         tried = [counts + one for one in np.eye(len(scores))]
-        mixed = [np.einsum("k,ktm->tm", each / each.sum(), stacked) for each in tried]
-        found = [float(lds_per_target(one, losses)[0].mean()) for one in mixed]
+        found = [float(lds_per_target(mix(stacked, one), losses)[0].mean()) for one in tried]
         counts = tried[int(np.argmax(found))]
         if max(found) > best_lds:
             best, best_lds = counts, max(found)

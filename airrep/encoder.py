@@ -1,4 +1,7 @@
-"""The AirRep encoder: any text encoder, mean pooling over tokens, one linear layer on top."""
+"""The AirRep encoder: any text encoder, mean pooling over tokens, one linear layer on top.
+
+Ours also reads the response's words by themselves, which the mean over all tokens drowns.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.functional import layer_norm
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -32,6 +36,7 @@ from airrep.examples import (
     length_sorted_batches,
     lengths_of,
     pad,
+    response_mask,
     token_chunks,
     tokenize_examples,
 )
@@ -39,9 +44,15 @@ from airrep.pooling import mean_pool
 from airrep.provenance import clear_save_errors
 from airrep.weights import check_whole, plain_weights, resolve_model
 
+HEADS = ("projector.", "response_words.")  # what lies on top of the base, by parameters' names
+
 
 class AirRepEncoder(PreTrainedModel):
     """e(x) = W mean_tokens(base(x)) + b (arXiv 2505.18513); the similarity is the dot product.
+
+    With `add_response_words` V mean_response(norm(word embeddings)) is added: two answers to the
+    same kind of question differ in a token or two of dozens, and it is the answer that a loss is
+    taken of.
 
     `from_base` starts from any text encoder, with W the identity and b zero; `from_pretrained`
     reads what `save_pretrained` wrote, and the published AirRep checkpoints.
@@ -60,6 +71,7 @@ class AirRepEncoder(PreTrainedModel):
         self.base = new_base(config) if base is None else base
         width = self.base.config.hidden_size
         self.projector = nn.Linear(width, width, dtype=self.base.dtype)
+        self.response_words = self._new_response_words() if config.response_words else None
         if base is None:
             self.post_init()
         else:
@@ -128,9 +140,26 @@ class AirRepEncoder(PreTrainedModel):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(str(save_directory))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, d) of padded token ids (B, L) with their mask (B, L)."""
-        return self.projector(self.pool(input_ids, attention_mask))
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        response_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings (B, d) of padded token ids (B, L) with their mask (B, L).
+
+        `response_mask` (B, L) says which tokens are the response's; an encoder with response
+        words needs it, and raises InputError without.
+        """
+        pooled = self.pool(input_ids, attention_mask)
+        return self.project(pooled, self.pool_words(input_ids, response_mask))
+
+    def project(self, pooled: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings (B, d) from what `pool` (B, d) and `pool_words` gave."""
+        embeddings = self.projector(pooled)
+        if self.response_words is None or words is None:
+            return embeddings
+        return embeddings + self.response_words(words)
 
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The base's mean-pooled token states (B, d), before the projector."""
@@ -138,6 +167,41 @@ class AirRepEncoder(PreTrainedModel):
         with attention_of_any_shape(input_ids.device):
             hidden = self.base(input_ids, attention_mask=mask).last_hidden_state
         return mean_pool(hidden, mask)
+
+    def pool_words(
+        self, input_ids: torch.Tensor, response_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Means (B, e) of the response tokens' word embeddings, each normalised; None without
+        response words."""
+        if self.response_words is None:
+            return None
+        if response_mask is None:
+            raise InputError("This encoder reads the response's words; give response_mask too.")
+        words = self.base.get_input_embeddings()(input_ids)
+        return mean_pool(layer_norm(words, words.shape[-1:]), response_mask)
+
+    def add_response_words(self) -> None:
+        """Adds the response's words to the embeddings, turned into directions of their own.
+
+        Their scores come beside those of the whole text: the sum of both. Raises InputError where
+        the base has no word embeddings.
+        """
+        words = self._new_response_words().float()
+        # A fixed turn: products of words with words stay, those of words with texts are small.
+        nn.init.orthogonal_(words.weight, generator=torch.Generator().manual_seed(0))
+        self.response_words = words.to(self.device, self.projector.weight.dtype)
+        self.config.response_words = True
+
+    def _new_response_words(self) -> nn.Linear:
+        try:
+            table: Any = self.base.get_input_embeddings()
+            size = table.embedding_dim
+        except (NotImplementedError, AttributeError) as error:
+            raise InputError(
+                f"{type(self.base).__name__} has no word embeddings to read; train with "
+                "response_words false."
+            ) from error
+        return nn.Linear(size, self.projector.out_features, bias=False, dtype=self.base.dtype)
 
     def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample]:
         """Token ids of every example: the only way text comes in."""
@@ -151,10 +215,12 @@ class AirRepEncoder(PreTrainedModel):
         """The token id that fills up a batch."""
         return getattr(self.tokenizer, "pad_token_id", None) or 0
 
-    def pad(self, batch: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Padded token ids and mask (B, L), on the encoder's device."""
+    def pad(self, batch: Sequence[TokenizedExample]) -> tuple[torch.Tensor, ...]:
+        """What `forward` takes, on the encoder's device: padded token ids, their mask and the
+        response's, each (B, L)."""
         ids, mask = pad(batch, self.pad_id)
-        return ids.to(self.device), mask.to(self.device)
+        response = torch.from_numpy(response_mask(batch, ids.shape[1]))
+        return ids.to(self.device), mask.to(self.device), response.to(self.device)
 
     def encode(
         self,
@@ -178,8 +244,8 @@ class AirRepEncoder(PreTrainedModel):
         )
         with evaluating(self), torch.inference_mode():
             for rows in tqdm(batches, desc="encode", disable=not show_progress):
-                ids, mask = self.pad([tokenized[row] for row in rows])
-                embeddings[torch.from_numpy(rows)] = self(ids, mask).float().cpu()
+                inputs = self.pad([tokenized[row] for row in rows])
+                embeddings[torch.from_numpy(rows)] = self(*inputs).float().cpu()
         return embeddings
 
     def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

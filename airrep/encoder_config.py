@@ -28,8 +28,8 @@ NOT_BERT = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype")
 
 
 class AirRepConfig(PreTrainedConfig):
-    """The base text encoder's config as a dict (`base`) and the most tokens of a text
-    (`max_tokens`).
+    """The base text encoder's config as a dict (`base`), the most tokens of a text
+    (`max_tokens`), and whether the words of the response are read apart (`response_words`).
 
     Reads the flat config of the published checkpoints too, which is a BERT's own.
     """
@@ -40,6 +40,7 @@ class AirRepConfig(PreTrainedConfig):
         self,
         base: Mapping[str, Any] | None = None,
         max_tokens: int = MAX_LENGTH,
+        response_words: bool = False,
         **kwargs: Any,
     ) -> None:
         if base is None and "hidden_size" in kwargs:
@@ -49,6 +50,7 @@ class AirRepConfig(PreTrainedConfig):
             max_tokens = min(max_tokens, flat.get("max_position_embeddings", max_tokens))
         super().__init__(**kwargs)
         self.base = dict(base or {})
+        self.response_words = response_words
         self.max_tokens = max_tokens  # "max_length" is a generation setting to transformers
 
     def base_config(self) -> PreTrainedConfig:

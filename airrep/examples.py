@@ -68,13 +68,22 @@ class Template:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Token ids (L,) of a whole example; the response's tokens are ids[response_start:]."""
+    """Token ids (L,) of a whole example; the response's tokens are ids[response_start:].
+
+    The last `tail` of those are special tokens that the tokenizer puts behind every text.
+    """
 
     ids: np.ndarray
     response_start: int
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def response_end(self) -> int:
+        """Where the response's own tokens end."""
+        return len(self.ids) - self.tail
 
 
 def encoder_text(example: Example) -> str:
@@ -135,7 +144,7 @@ def tokenize_examples(
         if len(prompt) + len(response) > room:
             prompt = _cut_middle(prompt, len(between), room - len(response))
         ids = np.asarray([*head, *prompt, *response, *tail], dtype=np.int32)
-        tokenized.append(TokenizedExample(ids, len(head) + len(prompt)))
+        tokenized.append(TokenizedExample(ids, len(head) + len(prompt), len(tail)))
     return tokenized
 
 
@@ -149,6 +158,13 @@ def pad(batch: Sequence[TokenizedExample], pad_id: int) -> tuple[torch.Tensor, t
         ids[row, : len(example)] = example.ids
     lengths = np.asarray([len(example) for example in batch])
     return torch.from_numpy(ids), torch.from_numpy(np.arange(length) < lengths[:, None])
+
+
+def response_mask(batch: Sequence[TokenizedExample], length: int) -> np.ndarray:
+    """Which of `length` padded tokens are the response's own (B, length), bool."""
+    places = np.arange(length)
+    starts, ends = np.asarray([(text.response_start, text.response_end) for text in batch]).T
+    return (places >= starts[:, None]) & (places < ends[:, None])
 
 
 def token_chunks(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:

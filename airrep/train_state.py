@@ -16,6 +16,7 @@ from airrep.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
+from airrep.encoder import HEADS
 from airrep.train_settings import TrainSettings
 
 
@@ -127,7 +128,8 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     """The layer, from 1, of every parameter of an encoder, named in the order of its modules.
 
     The first number in a name is the layer's. What comes before all layers (the embeddings) is
-    at 0, what comes after them (a last norm) is with the last one, and the projector is above.
+    at 0, what comes after them (a last norm) is with the last one, and what lies on top of the
+    base (the projector, the response's words) is above.
     """
     depths, layer = {}, 0
     for name in names:
@@ -135,7 +137,7 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
         layer = layer if number is None else int(number[1]) + 1
         depths[name] = layer
     top = max(depths.values(), default=0) + 1
-    return {name: top if name.startswith("projector.") else depth for name, depth in depths.items()}
+    return {name: top if name.startswith(HEADS) else depth for name, depth in depths.items()}
 
 
 def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:

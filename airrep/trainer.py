@@ -13,7 +13,7 @@ from torch import nn
 
 from airrep.checkpoint import write_checkpoint
 from airrep.device import GPU_ENCODER_TOKENS, peak_memory, tokens_at_once
-from airrep.encoder import AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
+from airrep.encoder import HEADS, AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
 from airrep.holdout import check_labels, few_held_out, training_labels
@@ -34,6 +34,7 @@ DROPOUT = 3
 CPU_GRAPH_TOKENS = 65536
 GRAPH_BYTES = 80  # of a token's activations in a layer, per hidden unit; half as many in bf16
 GRAPH_SHARE = 0.5  # of the free memory
+ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal texts by some 1e-8
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,9 @@ class Trainer:
             self.weights[self.holdout.train_targets] *= reliability_weights(self.labels)
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
+        new_words = settings.response_words and encoder.response_words is None
+        if new_words:
+            encoder.add_response_words()
         parameters = _trained(encoder, settings)
         graph_tokens = settings.max_graph_tokens
         if graph_tokens is None:
@@ -145,32 +149,50 @@ class Trainer:
             bf16=settings.mixed_precision == "bf16",
         )
         if settings.start_scale is not None:
-            self._standardise(settings.start_scale)
+            self._standardise(settings.start_scale, new_words)
         self.state = TrainState(parameters, settings)
 
-    def _standardise(self, scale: float) -> None:
+    def _standardise(self, scale: float, new_words: bool) -> None:
         """Centres the embeddings on the pool's mean and gives the scores a standard deviation.
 
         A text encoder's embeddings share a large common part, and their dot products are of any
         size; attention pooling weighs by |score|, so it starts far off where both are left.
+        New response words are given the spread that the text's own scores have.
         """
-        embeddings = self.full_pool.embed(np.arange(len(self.full_pool.texts.lengths)))
-        centre = embeddings[: self.pool_size].mean(dim=0)
-        targets = torch.from_numpy(self.pool_size + self.holdout.train_targets).to(centre.device)
-        scores = (embeddings[targets] - centre) @ (embeddings[: self.pool_size] - centre).T
-        spread = float(scores.std())
-        # Rounding alone spreads the scores of equal texts by some 1e-8 of a squared length.
-        if spread < 1e-7 * float(embeddings.square().sum(dim=1).mean()):
-            raise InputError(
-                "All texts look the same to the encoder before training; check that its tokenizer "
-                "knows the examples' words, and that the examples differ."
-            )
-        if not 0 < spread < float("inf"):
-            raise _not_finite("spread of the scores", 0, spread, self.settings)
-        factor = (scale / spread) ** 0.5
+        every = np.arange(len(self.full_pool.texts.lengths))
+        encoder, embeddings = self.encoder, self.full_pool.embed(every)
         with torch.no_grad():
-            self.encoder.projector.bias.sub_(centre).mul_(factor)
-            self.encoder.projector.weight.mul_(factor)
+            if new_words and encoder.response_words is not None:
+                weight = encoder.response_words.weight
+                start = weight.clone()
+                weight.zero_()
+                text = self.full_pool.embed(every)
+                words = embeddings - text
+                spread = self._spread(words)
+                ratio = (self._spread(text) / spread) ** 0.5 if spread > 0 else 1.0
+                weight.copy_(ratio * start)
+                embeddings = text + ratio * words
+            spread = self._spread(embeddings)
+            if spread == 0:
+                raise InputError(
+                    "All texts look the same to the encoder before training; check that its "
+                    "tokenizer knows the examples' words, and that the examples differ."
+                )
+            if not 0 < spread < float("inf"):
+                raise _not_finite("spread of the scores", 0, spread, self.settings)
+            factor = (scale / spread) ** 0.5
+            encoder.projector.bias.sub_(embeddings[: self.pool_size].mean(dim=0)).mul_(factor)
+            encoder.projector.weight.mul_(factor)
+            if encoder.response_words is not None:
+                encoder.response_words.weight.mul_(factor)
+
+    def _spread(self, embeddings: torch.Tensor) -> float:
+        """Standard deviation of the scores of embeddings (texts, d) centred on the pool's mean;
+        0 where they differ by rounding alone."""
+        centred = embeddings - embeddings[: self.pool_size].mean(dim=0)
+        targets = torch.from_numpy(self.pool_size + self.holdout.train_targets)
+        spread = float((centred[targets.to(centred.device)] @ centred[: self.pool_size].T).std())
+        return 0.0 if spread < ROUNDING * float(embeddings.square().sum(dim=1).mean()) else spread
 
     def train(self) -> TrainResult:
         """Steps until the last one or until patience is lost; the best step's weights stay."""
@@ -341,7 +363,7 @@ def _trained(encoder: AirRepEncoder, settings: TrainSettings) -> dict[str, nn.Pa
     return {
         name: parameter
         for name, parameter in named.items()
-        if "lora_" in name or name.startswith("projector.")
+        if "lora_" in name or name.startswith(HEADS)
     }
 
 

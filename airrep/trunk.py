@@ -9,8 +9,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from airrep.encoder import AirRepEncoder, evaluating
-from airrep.examples import InputError, TokenizedExample, lengths_of, token_chunks
+from airrep.encoder import HEADS, AirRepEncoder, evaluating
+from airrep.examples import (
+    InputError,
+    TokenizedExample,
+    lengths_of,
+    response_mask,
+    token_chunks,
+)
 
 CUT_TOLERANCE = 1e-4  # of the largest number in an embedding
 CHECKED_TEXTS = 4
@@ -38,7 +44,7 @@ def prepare_texts(
     """The texts for training the last `trainable_layers` layers (None: everything).
 
     Frozen layers run here, once, without dropout: their output is kept for every token, (tokens,
-    d) float32 in main memory, or only its mean over tokens when nothing but the projector trains.
+    d) float32 in main memory, or only its mean over tokens when no layer of the base trains.
     Raises InputError when the encoder cannot be cut between its layers.
     """
     if trainable_layers is None:
@@ -58,7 +64,7 @@ def trainable_parameters(
     named = dict(encoder.named_parameters())
     if trainable_layers is None:
         return named
-    wanted = {id(parameter) for parameter in encoder.projector.parameters()}
+    wanted = {id(named[name]) for name in named if name.startswith(HEADS)}
     if trainable_layers > 0:
         for layer in _split_layers(encoder, trainable_layers)[1]:
             wanted |= {id(parameter) for parameter in layer.parameters()}
@@ -69,19 +75,20 @@ class _Tokens:
     """All texts' token ids on the encoder's device, where batches of them are padded."""
 
     def __init__(self, encoder: AirRepEncoder, tokenized: Sequence[TokenizedExample]) -> None:
-        self.lengths = lengths_of(tokenized)
+        self._texts, self.lengths = tokenized, lengths_of(tokenized)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._pad_id = encoder.pad_id
         self._ids = torch.from_numpy(np.concatenate([text.ids for text in tokenized]))
         self._ids = self._ids.long().to(encoder.device)
 
-    def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Padded token ids and mask (B, L) of these texts, as `AirRepEncoder.pad` makes them."""
+    def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Token ids, mask and response mask (B, L) as `AirRepEncoder.pad` makes them."""
         width = int(self.lengths[rows].max())
         mask = torch.from_numpy(np.arange(width) < self.lengths[rows][:, None])
         mask = mask.to(self._ids.device)
         ids = self._ids[self.places(rows, width).to(self._ids.device)]
-        return ids.masked_fill(~mask, self._pad_id), mask
+        response = torch.from_numpy(response_mask([self._texts[row] for row in rows], width))
+        return ids.masked_fill(~mask, self._pad_id), mask, response.to(self._ids.device)
 
     def places(self, rows: np.ndarray, width: int) -> torch.Tensor:
         """Where the tokens of these texts are among all (B, width); past a text's end its last
@@ -104,7 +111,8 @@ class WholeTexts:
 
 
 class PooledTexts:
-    """Only the projector runs: a step costs one product of (texts, d) and (d, d)."""
+    """Only what lies on top of the base runs: a step costs a product or two of (texts, d) and
+    (d, d)."""
 
     layers = 1
 
@@ -117,14 +125,25 @@ class PooledTexts:
         self.encoder = encoder
         self.width = encoder.projector.out_features
         self.lengths = np.ones(len(tokenized), dtype=np.int64)
-        self.pooled = torch.empty(len(tokenized), encoder.projector.in_features)
+        self.pooled = torch.empty(
+            len(tokenized), encoder.projector.in_features, device=encoder.device
+        )
+        self.words: torch.Tensor | None = None
+        if encoder.response_words is not None:
+            size = encoder.response_words.in_features
+            self.words = torch.empty(len(tokenized), size, device=encoder.device)
         for rows in chunks:
-            ids, mask = encoder.pad([tokenized[row] for row in rows])
-            self.pooled[torch.from_numpy(rows)] = encoder.pool(ids, mask).float().cpu()
-        self.pooled = self.pooled.to(encoder.device)
+            ids, mask, response = encoder.pad([tokenized[row] for row in rows])
+            places = torch.from_numpy(rows).to(encoder.device)
+            self.pooled[places] = encoder.pool(ids, mask).float()
+            words = encoder.pool_words(ids, response)
+            if self.words is not None and words is not None:
+                self.words[places] = words.float()
 
     def embed(self, rows: np.ndarray) -> torch.Tensor:
-        return self.encoder.projector(self.pooled[torch.from_numpy(rows).to(self.pooled.device)])
+        places = torch.from_numpy(rows).to(self.pooled.device)
+        words = None if self.words is None else self.words[places]
+        return self.encoder.project(self.pooled[places], words)
 
 
 class CutTexts:
@@ -151,16 +170,16 @@ class CutTexts:
         if not self._frozen:
             return
         for rows in chunks:
-            ids, mask = self.tokens.pad(rows)
+            ids, mask, _ = self.tokens.pad(rows)
             states = self._run_frozen(ids, mask).float().cpu()  # (B, L, d)
             places = self.tokens.places(rows, ids.shape[1])
             self.hidden[places[mask.cpu()]] = states[mask.cpu()]
         self._check_cut()
 
     def embed(self, rows: np.ndarray) -> torch.Tensor:
-        ids, mask = self.tokens.pad(rows)
+        ids, mask, response = self.tokens.pad(rows)
         if not self._frozen:
-            return self.encoder(ids, mask)
+            return self.encoder(ids, mask, response)
         kept = self.hidden[self.tokens.places(rows, ids.shape[1])].to(ids.device)  # (B, L, d)
 
         def inject(*args: Any, **kwargs: Any) -> Any:
@@ -168,7 +187,7 @@ class CutTexts:
 
         first, *others = self._frozen
         with _forwards({first: inject, **dict.fromkeys(others, self._hand_on)}):
-            return self.encoder(ids, mask)
+            return self.encoder(ids, mask, response)
 
     def _run_frozen(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The states (B, L, d) that the first trained layer is given."""

@@ -56,6 +56,7 @@ class Variant:
 
 VARIANTS = {
     "base": Variant(),
+    "text_alone": Variant({"response_words": False}),
     "reliability": Variant({"target_weighting": "reliability"}),
     "dropout": Variant({"dropout": True}),
     "average": Variant({"average": 0.8}),

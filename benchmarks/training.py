@@ -60,6 +60,7 @@ class Variant:
 
 VARIANTS = {
     "base": Variant(),
+    "text_alone": Variant({"response_words": False}),
     "reliability": Variant({"target_weighting": "reliability"}),
     "pairwise_ranking": Variant({"objective": "pairwise_ranking"}),
     "soft_spearman": Variant({"objective": "soft_spearman"}),

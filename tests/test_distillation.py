@@ -65,8 +65,9 @@ def test_a_higher_score_of_the_teacher_becomes_a_higher_score(base: Path) -> Non
 
 
 def test_the_loss_is_the_correlation_over_the_pool(base: Path) -> None:
+    as_it_comes = {"start_scale": None, "response_words": False}
     settings = replace(
-        SETTINGS, max_steps=1, validation_subsets=0.0, validation_targets=0.0, start_scale=None
+        SETTINGS, max_steps=1, validation_subsets=0.0, validation_targets=0.0, **as_it_comes
     )
     encoder = AirRepEncoder.from_base(base)
     scores = (encoder.encode(TARGETS) @ encoder.encode(POOL).T).numpy().astype(np.float64)

@@ -49,6 +49,29 @@ def test_untrained_embeddings_are_the_mean_pooled_base(base: Path, encoder: AirR
     torch.testing.assert_close(encoder.encode(EXAMPLES[2:3]), states.mean(dim=1).detach())
 
 
+def test_response_words_are_added(base: Path, encoder: AirRepEncoder, tmp_path: Path) -> None:
+    text = encoder.encode(EXAMPLES)
+    encoder.add_response_words()
+    table = BertModel.from_pretrained(base, add_pooling_layer=False).embeddings.word_embeddings
+    assert encoder.response_words is not None
+    weight = encoder.response_words.weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(32))  # only turns
+    for row in (0, 2):  # "red" once and three times; neither the prompt nor [SEP] is read
+        (word,) = encoder.tokenizer("red", add_special_tokens=False)["input_ids"]
+        normed = torch.nn.functional.layer_norm(table.weight[word].detach(), (32,))
+        added = encoder.encode(EXAMPLES[row : row + 1]) - text[row]
+        torch.testing.assert_close(added[0], weight @ normed, atol=1e-5, rtol=1e-4)
+    expected = encoder.encode(EXAMPLES)
+    torch.testing.assert_close(encoder.encode(EXAMPLES, batch_size=2), expected)
+    encoder.save_pretrained(tmp_path)
+    again = AirRepEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(EXAMPLES), expected)
+    ids, mask, response = again.pad(again.tokenize(EXAMPLES))
+    torch.testing.assert_close(again(ids, mask, response), expected)
+    with pytest.raises(InputError, match="reads the response's words; give response_mask"):
+        again(ids, mask)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_batch_size_and_order_change_nothing(encoder: AirRepEncoder, batch_size: int) -> None:
     expected = encoder.encode(EXAMPLES)
@@ -165,6 +188,7 @@ def test_other_architectures(tmp_path: Path) -> None:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         encoder = AirRepEncoder.from_base(folder)
+        encoder.add_response_words()
         assert encoder.max_length == length
         embeddings = encoder.encode([*EXAMPLES, Example("long", "apple " * 99, "red")])
         encoder.save_pretrained(folder / "ours")

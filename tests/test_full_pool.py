@@ -42,7 +42,9 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> AirRepEncoder:
-    return AirRepEncoder.from_base(tiny_encoder(tmp_path_factory.mktemp("base")))
+    encoder = AirRepEncoder.from_base(tiny_encoder(tmp_path_factory.mktemp("base")))
+    encoder.add_response_words()
+    return encoder
 
 
 def objective(embeddings: torch.Tensor) -> torch.Tensor:

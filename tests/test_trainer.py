@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_encoder
 from train_in_process import settings_of, train
-from training_task import files_in, planted_examples, planted_labels
+from training_task import files_in, planted_answers, planted_examples, planted_labels
 
 import airrep.trainer
 from airrep import stages
@@ -86,8 +86,9 @@ def turned_round(settings: TrainSettings, labels: Labels = LABELS) -> Labels:
 
 
 def test_a_planted_signal_is_learned(run: Callable[..., TrainResult]) -> None:
-    settings = replace(QUICK, max_steps=28, evaluate_every=4)
+    settings = replace(QUICK, max_steps=28, evaluate_every=4, response_words=False)
     result = run(settings)
+    assert not result.encoder.config.response_words
     assert result.history[0]["validation_lds"] < 0.3
     assert result.validation_lds is not None
     assert result.validation_lds > 0.7
@@ -109,6 +110,55 @@ def test_a_planted_signal_is_learned(run: Callable[..., TrainResult]) -> None:
     assert lds.mean() == pytest.approx(result.validation_lds, abs=0.02)
 
 
+def test_answers_that_long_prompts_hide_are_learned_from_their_words(base: Path) -> None:
+    pool, targets = planted_answers(48, seed=1), planted_answers(24, seed=2)
+    labels = planted_labels(pool, targets, subsets=40, size=12)
+    found = {}
+    for words in (True, False):
+        settings = replace(QUICK, trainable_layers=0, response_words=words)
+        encoder = AirRepEncoder.from_base(base)
+        found[words] = train_encoder(encoder, pool, targets, labels, settings, None)
+    with_words, without = (found[words].validation_lds or 0.0 for words in (True, False))
+    assert with_words > 0.8
+    assert without < with_words - 0.3
+
+
+def test_text_and_response_words_start_with_the_same_part(
+    base: Path, run: Callable[..., TrainResult]
+) -> None:
+    still = replace(QUICK, max_steps=1, learning_rate=1e-12, validation_subsets=0.0)
+    encoder = run(still).encoder
+    targets = [TARGETS[row] for row in hold_out(LABELS, still).train_targets]
+    used = [POOL[row] for row in np.unique(np.concatenate(LABELS.subsets))]
+
+    def spread() -> float:
+        embeddings = encoder.encode([*used, *targets])
+        centred = embeddings - embeddings[: len(used)].mean(dim=0)
+        return float((centred[len(used) :] @ centred[: len(used)].T).std())
+
+    assert spread() == pytest.approx(0.3, rel=1e-3)
+    words = encoder.response_words
+    encoder.response_words = None
+    text = spread()
+    encoder.response_words = words
+    torch.nn.init.zeros_(encoder.projector.weight)
+    assert spread() == pytest.approx(text, rel=1e-3)
+
+
+def test_equal_responses_have_no_part(base: Path, run: Callable[..., TrainResult]) -> None:
+    """Rounding is not blown up into a difference."""
+    same_answer = [[replace(one, response="red") for one in some] for some in (POOL, TARGETS)]
+    start = AirRepEncoder.from_base(base)
+    start.add_response_words()
+    still = replace(QUICK, max_steps=1, learning_rate=1e-12, validation_subsets=0.0)
+    encoder = run(still, pool=same_answer[0], targets=same_answer[1]).encoder
+    assert start.response_words is not None
+    assert encoder.response_words is not None
+    grown = encoder.response_words.weight.norm() / start.response_words.weight.norm()
+    scale = encoder.projector.weight.norm() / start.projector.weight.norm()
+    torch.testing.assert_close(grown, scale, rtol=1e-3, atol=0.0)
+
+
 @pytest.mark.parametrize("objective", ["pairwise_ranking", "soft_spearman"])
 def test_other_objectives_train(run: Callable[..., TrainResult], objective: str) -> None:
     result = run(replace(QUICK, objective=objective))
@@ -117,17 +167,18 @@ def test_other_objectives_train(run: Callable[..., TrainResult], objective: str)
 
 def test_held_out_labels_only_choose_the_step(run: Callable[..., TrainResult]) -> None:
     """Labels of held-out subsets or targets change the choice, never a loss or a gradient."""
-    split = hold_out(LABELS, QUICK)
+    settings = replace(QUICK, response_words=False)  # responses are noise here
+    split = hold_out(LABELS, settings)
     rng = np.random.default_rng(0)
     losses = rng.normal(3, 1, LABELS.losses.shape).astype(np.float32)
     kept = np.ix_(split.train_targets, split.train_subsets)
     losses[kept] = LABELS.losses[kept]
-    first, second = run(), run(labels=replace(LABELS, losses=losses))
+    first, second = run(settings), run(settings, replace(LABELS, losses=losses))
     trained = ("step", "loss", "gradient_norm", "train_lds")
     assert history(first, *trained) == history(second, *trained)
     assert history(first, "validation_lds") != history(second, "validation_lds")
     # And the choice does follow them.
-    assert run(labels=turned_round(QUICK)).best_step < first.best_step
+    assert run(settings, turned_round(settings)).best_step < first.best_step
 
 
 def test_the_training_gradient_does_see_training_labels(run: Callable[..., TrainResult]) -> None:
@@ -236,10 +287,12 @@ def test_lora_changes_weights_by_a_low_rank_and_leaves_a_plain_encoder(
     result = run(settings, output=tmp_path)
     assert result.history[-1]["loss"] < result.history[1]["loss"]
     assert same(weights(tmp_path), result.encoder.state_dict())
-    assert weights(tmp_path).keys() == start.keys()
+    assert weights(tmp_path).keys() == {*start, "response_words.weight"}
     assert all(parameter.requires_grad for parameter in result.encoder.parameters())
     layers = "base.encoder.layer." if trainable_layers is None else "base.encoder.layer.2."
     for name, after in result.encoder.state_dict().items():
+        if name == "response_words.weight":
+            continue
         change = (after - start[name]).double()
         if name.startswith(layers) and name.endswith("weight") and "LayerNorm" not in name:
             values = torch.linalg.svdvals(change)

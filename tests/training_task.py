@@ -1,4 +1,4 @@
-"""A training problem with a known answer: sharing a word with a target helps it."""
+"""Training problems with a known answer: sharing a word with a target helps it."""
 
 from pathlib import Path
 
@@ -22,6 +22,15 @@ def planted_examples(count: int, seed: int) -> list[Example]:
     return examples
 
 
+def planted_answers(count: int, seed: int) -> list[Example]:
+    """Long prompts of fillers, and a topic word for an answer."""
+    rng = np.random.default_rng(seed)
+    return [
+        Example(f"{seed}-{row}", " ".join(rng.choice(FILLERS, 24)), TOPICS[row % len(TOPICS)])
+        for row in range(count)
+    ]
+
+
 def planted_labels(
     pool: list[Example], targets: list[Example], subsets: int, size: int, seed: int = 0
 ) -> Labels:
@@ -35,7 +44,8 @@ def planted_labels(
 
 
 def _topic(example: Example) -> int:
-    return next(index for index, topic in enumerate(TOPICS) if topic in example.prompt.split())
+    words = f"{example.prompt} {example.response}".split()
+    return next(index for index, topic in enumerate(TOPICS) if topic in words)
 
 
 def files_in(folder: Path) -> list[str]:

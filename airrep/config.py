@@ -170,6 +170,9 @@ class RunConfig:
         engine: how that is computed.
         imported: labels made before, in place of making them.
         distil: scores of another method that the encoder learns first.
+        more_labels: folders of other runs with the same pool and training targets, whose training
+            labels the encoder learns from too: of other language models, recipes or seeds. What
+            is held out is of this run.
         train: how the encoder is trained.
         evaluate: which methods are compared.
     """
@@ -186,6 +189,7 @@ class RunConfig:
     engine: EngineConfig = EngineConfig()
     imported: ImportConfig | None = None
     distil: DistilConfig | None = None
+    more_labels: list[str] = field(default_factory=list)
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -129,6 +129,28 @@ def training_labels(labels: Labels, settings: TrainSettings) -> tuple[Holdout, n
     return split, values[kept], int((~kept).sum())
 
 
+def more_labels(
+    split: Holdout, labels: Labels, others: Sequence[Labels]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Subsets of `others`, and their labels (train targets, subsets): what may train beside ours.
+
+    `others` are of the same targets, from other language models, recipes or seeds; each one's
+    losses are standardised by themselves. A subset that is held out of `labels` is left out.
+    """
+    held = {_members(labels.subsets[column]) for column in split.held_subsets}
+    subsets: list[np.ndarray] = []
+    values = [np.empty((len(split.train_targets), 0), dtype=np.float32)]
+    for other in others:
+        columns = np.flatnonzero([_members(subset) not in held for subset in other.subsets])
+        subsets += [other.subsets[column] for column in columns]
+        values.append(standardise_labels(other.losses[np.ix_(split.train_targets, columns)])[0])
+    return subsets, np.concatenate(values, axis=1)
+
+
+def _members(subset: np.ndarray) -> bytes:
+    return np.sort(np.asarray(subset, dtype=np.int64)).tobytes()
+
+
 def _part(rng: np.random.Generator, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     order = rng.permutation(count)
     held = round(share * count)

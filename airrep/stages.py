@@ -61,7 +61,10 @@ def train(config: RunConfig) -> None:
     pool, targets = folder.read_labelled("train", store)
     if config.distil is not None:
         encoder = _distil(config, config.distil, encoder, pool, targets, accelerator)
-    result = train_encoder(encoder, pool, targets, labels, config.train, folder.path, accelerator)
+    others = [_labels_of(other, store) for other in config.more_labels]
+    result = train_encoder(
+        encoder, pool, targets, labels, config.train, folder.path, accelerator, others=others
+    )
     if accelerator.is_main_process:
         held_out = (
             "nothing was held out"
@@ -69,6 +72,21 @@ def train(config: RunConfig) -> None:
             else f"LDS {result.validation_lds:.3f} on held-out training subsets and targets"
         )
         print(f"{folder.encoder}: the encoder of step {result.best_step}; {held_out}")
+
+
+def _labels_of(path: str, own: LabelStore) -> Labels:
+    """Another run's training labels; InputError unless they are of the same examples."""
+    store = RunFolder(Path(path)).open_labels("train")
+    for key, what in (("examples", "pool"), ("targets", "training targets")):
+        if store.fingerprint.get(key) != own.fingerprint.get(key):
+            raise InputError(
+                f"The training labels in {store.path} are of another {what} than those in "
+                f"{own.path}; more_labels takes runs of the same data."
+            )
+    labels = store.read()
+    if not labels.subsets:
+        raise InputError(f"{store.path} holds no labels yet; make them with `airrep labels`.")
+    return labels
 
 
 def _distil(

@@ -39,6 +39,7 @@ def fingerprint_run(
     labels: Labels,
     target_weights: np.ndarray | None,
     settings: TrainSettings,
+    others: Sequence[Labels] = (),
 ) -> dict[str, Any]:
     """All that decides the trained encoder, by name: settings as they are, the rest hashed."""
     return {
@@ -50,6 +51,9 @@ def fingerprint_run(
         "encoder": _digest(
             {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
         ),
+        "others": [
+            [fingerprint_plan(other.subsets), _digest({"losses": other.losses})] for other in others
+        ],
         **settings.deciding(),
     }
 

@@ -16,11 +16,11 @@ from airrep.device import GPU_ENCODER_TOKENS, peak_memory, tokens_at_once
 from airrep.encoder import HEADS, AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
 from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
-from airrep.holdout import check_labels, few_held_out, training_labels
+from airrep.holdout import check_labels, few_held_out, more_labels, training_labels
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
 from airrep.objectives import make_objective
-from airrep.pooling import membership
+from airrep.pooling import Membership, membership
 from airrep.reliability import reliability_weights
 from airrep.streaming_pool import attention_pool_embeddings
 from airrep.train_log import TrainLog
@@ -66,11 +66,15 @@ def train_encoder(
     output: Path | None,
     accelerator: Accelerator | None = None,
     target_weights: np.ndarray | None = None,
+    others: Sequence[Labels] = (),
 ) -> TrainResult:
     """Trains the encoder, in place, to rank the label subsets for every target.
 
     `labels.losses` is (targets, subsets) with subsets of pool rows; `target_weights` (targets,)
-    weighs the targets in the objective. Give it training labels only: it holds out some subsets
+    weighs the targets in the objective. `others` are labels of the same pool and targets, from
+    other language models, recipes or seeds, to learn from beside these; nothing of them is held
+    out, but what is held out of `labels` is not learned from them either. Give it training labels
+    only: it holds out some subsets
     and some targets itself, and returns the step whose LDS on those is best. Held-out labels
     touch nothing but that choice. With an `output` folder a killed run goes on where its last
     checkpoint was (on a CPU bit by bit as if never killed), and a finished one is read back.
@@ -78,9 +82,10 @@ def train_encoder(
     that do not fit together, an output folder of another run, and a loss that is not finite.
     """
     check_settings(settings)
-    check_labels(pool, targets, labels, target_weights)
+    for some in (labels, *others):
+        check_labels(pool, targets, some, target_weights)
     accelerator = Accelerator() if accelerator is None else accelerator
-    fingerprint = fingerprint_run(encoder, pool, targets, labels, target_weights, settings)
+    fingerprint = fingerprint_run(encoder, pool, targets, labels, target_weights, settings, others)
     run = TrainRun(None if output is None else Path(output), fingerprint)
     done = run.finished()
     if done is not None and run.output is not None:
@@ -91,7 +96,9 @@ def train_encoder(
             run.read_history(),
             done["dropped_targets"],
         )
-    trainer = Trainer(encoder, pool, targets, labels, settings, run, accelerator, target_weights)
+    trainer = Trainer(
+        encoder, pool, targets, labels, settings, run, accelerator, target_weights, others
+    )
     return trainer.train()
 
 
@@ -107,21 +114,28 @@ class Trainer:
         settings: TrainSettings,
         run: TrainRun,
         accelerator: Accelerator,
-        target_weights: np.ndarray | None,
+        target_weights: np.ndarray | None = None,
+        others: Sequence[Labels] = (),
     ) -> None:
         self.settings, self.run, self.accelerator = settings, run, accelerator
         self.encoder = encoder.to(accelerator.device)
         self.losses = labels.losses
         self.holdout, self.labels, self.dropped = training_labels(labels, settings)
-        # Pool rows outside every subset have no label to learn from: they are never encoded.
-        used = np.unique(np.concatenate(labels.subsets))
-        self.pool_size = len(used)
-        self.subsets = [np.searchsorted(used, subset) for subset in labels.subsets]
         self.weights = np.ones(len(targets)) if target_weights is None else target_weights
-        self.objective = make_objective(settings.objective)
         if settings.target_weighting == "reliability":
             self.weights = self.weights.astype(np.float64)
             self.weights[self.holdout.train_targets] *= reliability_weights(self.labels)
+        more, values = more_labels(self.holdout, labels, others)
+        # Labels (train targets, trained subsets), and which of all subsets those are.
+        self.labels = np.concatenate([self.labels, values], axis=1)
+        self.trained = np.concatenate(
+            [self.holdout.train_subsets, len(labels.subsets) + np.arange(len(more))]
+        )
+        # Pool rows outside every subset have no label to learn from: they are never encoded.
+        used = np.unique(np.concatenate([*labels.subsets, *more]))
+        self.pool_size = len(used)
+        self.subsets = [np.searchsorted(used, subset) for subset in (*labels.subsets, *more)]
+        self.objective = make_objective(settings.objective)
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
         new_words = settings.response_words and encoder.response_words is None
@@ -250,10 +264,8 @@ class Trainer:
         """
         step = self.state.step + 1
         columns, picked = self._sample(step)
-        subsets = [self.subsets[column] for column in self.holdout.train_subsets[columns]]
-        # Rows of no drawn subset are not encoded: a sample of subsets is a sample of the pool.
-        rows = np.unique(np.concatenate(subsets))
-        members = membership([np.searchsorted(rows, subset) for subset in subsets], len(rows))
+        subsets = [self.subsets[column] for column in self.trained[columns]]
+        rows, members = self._encoded(subsets)
         targets = self.holdout.train_targets[picked]
         labels = torch.from_numpy(self.labels[np.ix_(picked, columns)]).to(self.accelerator.device)
         weights = torch.from_numpy(self.weights[targets]).to(labels)
@@ -269,6 +281,14 @@ class Trainer:
         if not np.isfinite(loss):
             raise _not_finite("loss", step, loss, self.settings)
         return loss, len(rows) + len(targets)
+
+    def _encoded(self, subsets: Sequence[np.ndarray]) -> tuple[np.ndarray, Membership]:
+        """Pool rows that a step encodes, each once, and where the subsets are among them.
+
+        Rows of no drawn subset are left out: a sample of subsets is a sample of the pool.
+        """
+        rows = np.unique(np.concatenate(subsets))
+        return rows, membership([np.searchsorted(rows, subset) for subset in subsets], len(rows))
 
     def _sample(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Columns and rows of `self.labels` for this step: everything, or a seeded sample.

@@ -136,9 +136,14 @@ def read_labels(run: Path) -> CurveLabels:
 
 
 def train(
-    variant: Variant, base: str | Path, data: CurveLabels, settings: TrainSettings, seed: int
+    variant: Variant,
+    base: str | Path,
+    data: CurveLabels,
+    settings: TrainSettings,
+    seed: int,
+    others: Sequence[Labels] = (),
 ) -> AirRepEncoder:
-    """One encoder of a variant."""
+    """One encoder of a variant; `others` are labels of all training targets, learned beside it."""
     own = replace(settings, seed=seed, **variant.settings)
     count = round(variant.labels * len(data.split.train_subsets))
     targets, labels = data.part(count, seed)
@@ -150,7 +155,7 @@ def train(
     if variant.teacher is not None:
         scores = make_attributor(variant.teacher).fit(data.pool).score(targets)
         encoder = distil_encoder(encoder, data.pool, targets, scores, own, None).encoder
-    return train_encoder(encoder, data.pool, targets, labels, own, None).encoder
+    return train_encoder(encoder, data.pool, targets, labels, own, None, others=others).encoder
 
 
 def measure(

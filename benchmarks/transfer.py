@@ -10,7 +10,8 @@ As in benchmarks/training.py, three fourths of the subsets and targets train and
 same for every run, and the settings are the same; of the test labels only `reliability` is read,
 which decides nothing. A line names what made the scores, and the run whose labels judge them:
 
-- an encoder trained on a run's labels, mean over seeds;
+- an encoder trained on a run's labels, mean over seeds, and one that learned from the other runs'
+  labels of the same subsets too (`more_labels`);
 - the encoder before training;
 - a run's own labels on the judging side as scores: how far the runs agree, noise included. Two runs
   of one seed also share the order of the examples.
@@ -80,6 +81,12 @@ def main() -> None:
         f"trained on {name}": [train(Variant(), base, data, settings, s) for s in range(args.seeds)]
         for name, data in runs.items()
     }
+    for name, data in runs.items():
+        training = [other.part(len(split.train_subsets), 0)[1] for other in runs.values()]
+        others = [labels for other, labels in zip(runs, training, strict=True) if other != name]
+        trained[f"{name} and the others'"] = [
+            train(Variant(), base, data, settings, s, others) for s in range(args.seeds)
+        ]
     rows = []
     for judge, data in runs.items():
         found = {name: measure(encoders, data) for name, encoders in trained.items()}

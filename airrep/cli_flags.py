@@ -187,7 +187,7 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "port": (int, 8000, "port of the page on 127.0.0.1; 0 takes any free one"),
     "benchmark": (str, None, "folder of a benchmark"),
     "scores": (str, None, "scores of outside tools: name=FILE,name2=FILE"),
-    "methods": (str, "bm25,tfidf,same_task,random", "a,b,c"),
+    "methods": (str, "bm25,tfidf,response_tfidf,same_task,random", "a,b,c"),
     "params": (str, None, "parameters of methods in YAML: '{logra: {lm: DIR, layers: mlp}}'"),
     "untrained": (str, None, "encoder before training, for a row `embedding`"),
     "published": (str, None, "folder with train.jsonl, test.jsonl and lds.jsonl"),

@@ -130,7 +130,7 @@ def judge(
     scores: str | None = None,
     encoder: str | None = None,
     untrained: str | None = None,
-    methods: str = "bm25,tfidf,same_task,random",
+    methods: str = "bm25,tfidf,response_tfidf,same_task,random",
     params: str | None = None,
     output: str | None = None,
     device: str = "auto",

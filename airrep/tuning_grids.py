@@ -68,12 +68,14 @@ LAYERS = {"layers": (None, "mlp")}  # all linear layers of the blocks, or feed-f
 RANKS = {"projection_rank": (8, 16)}
 
 _EXACT = Grid(features=LAYERS, pooling=POOLINGS)
+_TFIDF = Grid(fit={"sublinear_tf": (False, True)}, pooling=POOLINGS)
 _HEAD = Grid(fit={"dimensions": (16, 64), "l2": (0.1, 1.0, 10.0)}, pooling=POOLINGS)
 
 GRIDS: dict[str, Grid] = {
     "embedding": Grid(pooling=POOLINGS),
     "bm25": Grid(fit={"k1": (0.9, 1.2, 1.5, 2.0), "b": (0.4, 0.75, 1.0)}, pooling=POOLINGS),
-    "tfidf": Grid(fit={"sublinear_tf": (False, True)}, pooling=POOLINGS),
+    "tfidf": _TFIDF,
+    "response_tfidf": _TFIDF,
     "influence": _HEAD,
     "rescaled_influence": _HEAD,
     "newton_step": _HEAD,

@@ -61,6 +61,7 @@ class Variant:
 VARIANTS = {
     "base": Variant(),
     "text_alone": Variant({"response_words": False}),
+    "heads_alone": Variant({"trainable_layers": 0, "learning_rate": 1e-3, "max_steps": 30}),
     "reliability": Variant({"target_weighting": "reliability"}),
     "pairwise_ranking": Variant({"objective": "pairwise_ranking"}),
     "soft_spearman": Variant({"objective": "soft_spearman"}),

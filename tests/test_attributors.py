@@ -13,7 +13,7 @@ import torch
 from tiny_lm import save_tiny_lm
 from tiny_models import tiny_encoder
 
-from airrep.attributor import POOLINGS, Attributor, Ranking
+from airrep.attributor import POOLINGS, Attributor, NotApplicableError, Ranking
 from airrep.attributors import available, make_attributor, method_class
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
@@ -253,7 +253,7 @@ def test_loading_what_is_not_there_or_damaged_names_the_file(fitted, tmp_path):
 
 def test_loading_through_another_methods_class_is_refused(fitted, tmp_path):
     fitted.save(tmp_path)
-    other = type(make_attributor("tfidf" if fitted.name != "tfidf" else "random"))
+    other = type(make_attributor("random" if fitted.name != "random" else "tfidf"))
     with pytest.raises(InputError, match=f"holds the method '{fitted.name}', not '{other.name}'"):
         other.load(tmp_path)
 
@@ -352,6 +352,17 @@ def test_text_methods_find_a_repeated_text(name, encoders):
     if name == "airrep":  # dot products of an untrained encoder favour long vectors
         scores = scores / np.linalg.norm(attributor.embeddings_, axis=1)
     np.testing.assert_array_equal(scores.argmax(axis=1), np.arange(len(POOL)))
+
+
+def test_response_tfidf_reads_responses_alone():
+    pool = [Example("a", "one two", "red apple"), Example("b", "red apple", "four")]
+    attributor = make_attributor("response_tfidf").fit(pool)
+    targets = [Example("x", "four", "red apple"), Example("y", "", "four five")]
+    scores = attributor.score(targets)
+    np.testing.assert_allclose(scores, [[1, 0], [0, 1]], atol=1e-6)
+    wordless = [Example("a", "words here", "...")]
+    with pytest.raises(NotApplicableError, match="response_tfidf found no words in the pool"):
+        make_attributor("response_tfidf").fit(wordless)
 
 
 def test_embedding_scores_are_cosines(fitted_once):

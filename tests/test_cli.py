@@ -186,7 +186,15 @@ def test_a_run_leaves_everything_in_its_folder(run: tuple[str, Path]) -> None:
     assert results["targets"] == 10
     assert results["subsets"] == 4
     names = {row["name"] for row in results["methods"]}
-    assert names == {"airrep", "embedding", "bm25", "tfidf", "same_task", "random"}
+    assert names == {
+        "airrep",
+        "embedding",
+        "bm25",
+        "tfidf",
+        "response_tfidf",
+        "same_task",
+        "random",
+    }
     assert results["noise_ceiling"]["subsets"] == 2
     assert results["config"]["recipe"]["learning_rate"] == 0.01
     learned = next(row for row in results["methods"] if row["name"] == "airrep")

@@ -16,6 +16,7 @@ _METHODS = {
     "embedding": ("airrep.attributors.embedding", "EmbeddingAttributor"),
     "bm25": ("airrep.attributors.bm25", "BM25Attributor"),
     "tfidf": ("airrep.attributors.tfidf", "TfidfAttributor"),
+    "response_tfidf": ("airrep.attributors.response_tfidf", "ResponseTfidfAttributor"),
     "same_task": ("airrep.attributors.same_task", "SameTaskAttributor"),
     "grad_dot": ("airrep.attributors.grad_dot", "GradDotAttributor"),
     "grad_cos": ("airrep.attributors.grad_cos", "GradCosAttributor"),

@@ -25,12 +25,18 @@ class TfidfAttributor(Attributor):
     def _fit(self, pool: Sequence[Example]) -> None:
         self.vectorizer_ = self._vectorizer()
         try:
-            self.vectors_ = self.vectorizer_.fit_transform(_texts(pool)).tocsr()
+            self.vectors_ = self.vectorizer_.fit_transform(map(self._text, pool)).tocsr()
         except ValueError as error:  # scikit-learn's "empty vocabulary"
-            raise NotApplicableError("tfidf found no words in the pool; it has no text.") from error
+            raise NotApplicableError(
+                f"{self.name} found no words in the pool to compare."
+            ) from error
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
-        return (self.vectorizer_.transform(_texts(targets)) @ self.vectors_.T).toarray()
+        return (self.vectorizer_.transform(map(self._text, targets)) @ self.vectors_.T).toarray()
+
+    def _text(self, example: Example) -> str:
+        """What is read of an example."""
+        return encoder_text(example)
 
     def _state(self) -> dict[str, np.ndarray]:
         return {
@@ -49,7 +55,7 @@ class TfidfAttributor(Attributor):
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError:
             raise NotApplicableError(
-                "tfidf needs scikit-learn; run `pip install airrep[baselines]`."
+                f"{self.name} needs scikit-learn; run `pip install airrep[baselines]`."
             ) from None
         return TfidfVectorizer(
             token_pattern=WORD_PATTERN,
@@ -57,7 +63,3 @@ class TfidfAttributor(Attributor):
             dtype=np.float32,
             vocabulary=vocabulary,
         )
-
-
-def _texts(examples: Sequence[Example]) -> list[str]:
-    return [encoder_text(example) for example in examples]

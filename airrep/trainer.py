@@ -1,7 +1,8 @@
 """Training the encoder on the whole pool, with held-out labels, early stopping and resume."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ def train_encoder(
     """Trains the encoder, in place, to rank the label subsets for every target.
 
     `labels.losses` is (targets, subsets) with subsets of pool rows; `target_weights` (targets,)
-    weighs the targets in the objective. `others` are labels of the same pool and targets, from
-    other language models, recipes or seeds, to learn from beside these; nothing of them is held
-    out, but what is held out of `labels` is not learned from them either. Give it training labels
-    only: it holds out some subsets
+    weighs the targets in the objective. Give it training labels only: it holds out some subsets
     and some targets itself, and returns the step whose LDS on those is best. Held-out labels
-    touch nothing but that choice. With an `output` folder a killed run goes on where its last
-    checkpoint was (on a CPU bit by bit as if never killed), and a finished one is read back.
+    touch nothing but that choice. `others` are labels of the same pool and targets, from other
+    language models, recipes or seeds, to learn from beside these; the subsets and targets that
+    are held out are held out of them too, and nothing else. With an `output` folder a killed run
+    goes on where its last checkpoint was (on a CPU bit by bit as if never killed), and a finished
+    one is read back.
     Under several processes all must call it; the first one writes. Raises InputError for inputs
     that do not fit together, an output folder of another run, and a loss that is not finite.
     """
@@ -174,18 +175,19 @@ class Trainer:
         New response words are given the spread that the text's own scores have.
         """
         every = np.arange(len(self.full_pool.texts.lengths))
-        encoder, embeddings = self.encoder, self.full_pool.embed(every)
+        encoder = self.encoder
         with torch.no_grad():
             if new_words and encoder.response_words is not None:
-                weight = encoder.response_words.weight
-                start = weight.clone()
-                weight.zero_()
-                text = self.full_pool.embed(every)
-                words = embeddings - text
+                with _silenced(encoder.response_words):
+                    text = self.full_pool.embed(every)
+                with _silenced(encoder.projector):
+                    words = self.full_pool.embed(every)
                 spread = self._spread(words)
                 ratio = (self._spread(text) / spread) ** 0.5 if spread > 0 else 1.0
-                weight.copy_(ratio * start)
+                encoder.response_words.weight.mul_(ratio)
                 embeddings = text + ratio * words
+            else:
+                embeddings = self.full_pool.embed(every)
             spread = self._spread(embeddings)
             if spread == 0:
                 raise InputError(
@@ -350,6 +352,18 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.run.checkpoints is not None and self.accelerator.is_main_process:
             write_checkpoint(self.run.checkpoints, self.state.checkpoint(self.run.fingerprint))
+
+
+@contextmanager
+def _silenced(layer: nn.Linear) -> Iterator[None]:
+    """The layer gives nothing but zeros inside."""
+    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    for parameter in layer.parameters():
+        parameter.zero_()
+    try:
+        yield
+    finally:
+        layer.load_state_dict(weights)
 
 
 def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:

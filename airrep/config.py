@@ -254,6 +254,12 @@ def check_run(config: RunConfig, computes: bool = True) -> None:
     ):
         if value is not None and value < least:
             raise InputError(f"{name} is {value}; give at least {least}.")
+    runs = [Path(path).resolve() for path in (config.output, *config.more_labels)]
+    if len(set(runs)) < len(runs):
+        raise InputError(
+            f"more_labels is {config.more_labels} and output {config.output!r}: a run is named "
+            "twice; name each other run once."
+        )
     check_methods(config.evaluate.methods)
     check_methods(list(config.evaluate.params))
     if config.distil is not None:

@@ -37,6 +37,7 @@ from airrep.examples import (
     lengths_of,
     pad,
     response_mask,
+    response_spans,
     token_chunks,
     tokenize_examples,
 )
@@ -181,15 +182,13 @@ class AirRepEncoder(PreTrainedModel):
         return mean_pool(layer_norm(words, words.shape[-1:]), response_mask)
 
     def add_response_words(self) -> None:
-        """Adds the response's words to the embeddings, turned into directions of their own.
+        """Makes room for the response's words, with weights of zero: embeddings stay what they are.
 
-        Their scores come beside those of the whole text: the sum of both. Raises InputError where
-        the base has no word embeddings.
+        Training gives them their start. Raises InputError where the base has no word embeddings.
         """
-        words = self._new_response_words().float()
-        # A fixed turn: products of words with words stay, those of words with texts are small.
-        nn.init.orthogonal_(words.weight, generator=torch.Generator().manual_seed(0))
-        self.response_words = words.to(self.device, self.projector.weight.dtype)
+        words = self._new_response_words()
+        nn.init.zeros_(words.weight)
+        self.response_words = words.to(self.device)
         self.config.response_words = True
 
     def _new_response_words(self) -> nn.Linear:
@@ -219,7 +218,7 @@ class AirRepEncoder(PreTrainedModel):
         """What `forward` takes, on the encoder's device: padded token ids, their mask and the
         response's, each (B, L)."""
         ids, mask = pad(batch, self.pad_id)
-        response = torch.from_numpy(response_mask(batch, ids.shape[1]))
+        response = response_mask(response_spans(batch), ids.shape[1])
         return ids.to(self.device), mask.to(self.device), response.to(self.device)
 
     def encode(

@@ -160,11 +160,17 @@ def pad(batch: Sequence[TokenizedExample], pad_id: int) -> tuple[torch.Tensor, t
     return torch.from_numpy(ids), torch.from_numpy(np.arange(length) < lengths[:, None])
 
 
-def response_mask(batch: Sequence[TokenizedExample], length: int) -> np.ndarray:
+def response_spans(batch: Sequence[TokenizedExample]) -> np.ndarray:
+    """Where each response's own tokens start and end (B, 2)."""
+    return np.asarray([(text.response_start, text.response_end) for text in batch])
+
+
+def response_mask(spans: np.ndarray, length: int) -> torch.Tensor:
     """Which of `length` padded tokens are the response's own (B, length), bool."""
+    import torch
+
     places = np.arange(length)
-    starts, ends = np.asarray([(text.response_start, text.response_end) for text in batch]).T
-    return (places >= starts[:, None]) & (places < ends[:, None])
+    return torch.from_numpy((places >= spans[:, :1]) & (places < spans[:, 1:]))
 
 
 def token_chunks(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:

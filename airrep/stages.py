@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +57,11 @@ def train(config: RunConfig) -> None:
     accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
     if missing and accelerator.is_main_process:
         print(f"{missing} of {len(store.subsets)} training labels are missing; training without")
+    others = [_labels_of(path, store) for path in config.more_labels]
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
     pool, targets = folder.read_labelled("train", store)
     if config.distil is not None:
         encoder = _distil(config, config.distil, encoder, pool, targets, accelerator)
-    others = [_labels_of(other, store) for other in config.more_labels]
     result = train_encoder(
         encoder, pool, targets, labels, config.train, folder.path, accelerator, others=others
     )
@@ -147,7 +147,7 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         targets,
         store.subsets,
     )
-    preparing = _preparing_seconds(folder, arguments)
+    preparing = _preparing_seconds(config, arguments)
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
     inputs["prepare_seconds"] = preparing
     known = _known_results(folder, inputs)
@@ -224,7 +224,7 @@ def _warm_up(config: RunConfig, names: list[str]) -> None:
 
 
 def _preparing_seconds(
-    folder: RunFolder, arguments: Mapping[str, Mapping[str, Any]]
+    config: RunConfig, arguments: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
     """What came before a method is fitted, by its name: labels and training behind the run's
     encoder; the warm-up model. An ensemble has what its members have.
@@ -232,12 +232,13 @@ def _preparing_seconds(
     Without those for which it is not known: labels that were imported, or made before it was
     recorded.
     """
+    folder = RunFolder(Path(config.output))
     warm_up_model = folder.warm_up / "final"
     warming = _seconds_in(folder.warm_up / "warm_up.json")
     found: dict[str, float] = {}
     for name, own in arguments.items():
         parts = dict(own["members"]) if name == ENSEMBLE else {name: own}
-        spent = [_learning_seconds(folder)] if "airrep" in parts else []
+        spent = [_learning_seconds(folder, config.more_labels)] if "airrep" in parts else []
         if any(part.get("lm") == warm_up_model for part in parts.values()):
             spent.append(warming)
         known = [seconds for seconds in spent if seconds is not None]
@@ -246,20 +247,20 @@ def _preparing_seconds(
     return found
 
 
-def _learning_seconds(folder: RunFolder) -> float | None:
-    """Of the training labels, and of training on them and on a teacher's scores."""
+def _learning_seconds(folder: RunFolder, others: Sequence[str]) -> float | None:
+    """Of the training labels, other runs' too, and of training on them and a teacher's scores."""
     parts = [_seconds_in(folder.path / "train.json")]
     distilled = folder.path / "distilled"
     if distilled.is_dir():
         parts += [_seconds_in(distilled / name) for name in ("teacher.json", "train.json")]
-    if not folder.labels("train").is_dir():
-        return None
-    store = folder.open_labels("train")
-    labels = store.seconds()
+    for run in (folder, *(RunFolder(Path(path)) for path in others)):
+        if not run.labels("train").is_dir():
+            return None
+        store = run.open_labels("train")
+        labels = store.seconds()
+        parts.append(sum(labels.values()) if store.done() <= labels.keys() else None)
     known = [seconds for seconds in parts if seconds is not None]
-    if len(known) < len(parts) or not store.done() <= labels.keys():
-        return None
-    return sum(known) + sum(labels.values())
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _seconds_in(file: Path) -> float | None:
@@ -402,6 +403,8 @@ def report(config: RunConfig) -> Path:
 def run(config: RunConfig) -> Path:
     """All stages, one after the other, in this process; returns the page's path."""
     resolve_model(config.encoder)  # before the slow stages, not after them
+    for path in config.more_labels:
+        RunFolder(Path(path)).open_labels("train")
     make_labels(config)
     train(config)
     evaluate(config)

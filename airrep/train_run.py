@@ -51,9 +51,7 @@ def fingerprint_run(
         "encoder": _digest(
             {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
         ),
-        "others": [
-            [fingerprint_plan(other.subsets), _digest({"losses": other.losses})] for other in others
-        ],
+        **({"more_labels": _digest_labels(others)} if others else {}),
         **settings.deciding(),
     }
 
@@ -153,6 +151,11 @@ class TrainRun:
 
 def _shown(value: Any) -> str:
     return value[:12] if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _digest_labels(labels: Sequence[Labels]) -> str:
+    parts = [fingerprint_plan(one.subsets) + _digest({"losses": one.losses}) for one in labels]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _digest(arrays: Mapping[str, Any]) -> str:

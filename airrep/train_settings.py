@@ -25,7 +25,7 @@ class TrainSettings:
             labels can be trusted (`airrep.reliability`); None weighs them all the same.
         response_words: whether the encoder reads the words of the response apart as well, beside
             the mean over all tokens, in which they are few. They start with as large a part in
-            the scores as the text. False is the paper's encoder.
+            the scores as the text. False adds none: the paper's encoder.
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
@@ -37,12 +37,12 @@ class TrainSettings:
         max_steps: most updates.
         targets_per_step: how many training targets a step takes, a fresh sample; None takes all.
         subsets_per_step: the same for training subsets.
-        trainable_layers: None trains everything, k the last k layers and the projector, 0 the
-            projector alone. Frozen layers run once, before the first step, which makes training
-            on a CPU possible.
+        trainable_layers: None trains everything, k the last k layers and what lies on top of the
+            encoder (the projector, the response words), 0 that alone. Frozen layers run once,
+            before the first step, which makes training on a CPU possible.
         lora_rank: rank of adapters on every linear layer of those that train, whose own weights
-            then stay (LoRA, arXiv 2106.09685); the projector trains whole. They are merged into
-            the weights at the end. None trains the layers themselves.
+            then stay (LoRA, arXiv 2106.09685); what lies on top trains whole. They are merged
+            into the weights at the end. None trains the layers themselves.
         dropout: whether the layers that train drop units.
         chunk_tokens: padded tokens encoded at once; None is 2048 on a CPU, and up to 65536
             elsewhere, as memory allows.

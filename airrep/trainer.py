@@ -139,8 +139,7 @@ class Trainer:
         self.objective = make_objective(settings.objective)
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
-        new_words = settings.response_words and encoder.response_words is None
-        if new_words:
+        if settings.response_words and encoder.response_words is None:
             encoder.add_response_words()
         parameters = _trained(encoder, settings)
         graph_tokens = settings.max_graph_tokens
@@ -163,44 +162,55 @@ class Trainer:
             graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
-        if settings.start_scale is not None:
-            self._standardise(settings.start_scale, new_words)
+        self._start()
         self.state = TrainState(parameters, settings)
 
-    def _standardise(self, scale: float, new_words: bool) -> None:
+    def _start(self) -> None:
+        """Gives new response words their part, and the scores their scale.
+
+        New words get, turned into directions of their own, the spread of scores that the text has.
+        """
+        words, scale = self.encoder.response_words, self.settings.start_scale
+        new = words is not None and not words.weight.any()
+        if not new and scale is None:
+            return
+        every = np.arange(len(self.full_pool.texts.lengths))
+        embeddings = self.full_pool.embed(every)
+        with torch.no_grad():
+            if words is not None and new:
+                # A fixed turn: products of words with words stay, those with texts are small.
+                turn = torch.empty(words.weight.shape, device="cpu")
+                nn.init.orthogonal_(turn, generator=torch.Generator().manual_seed(0))
+                words.weight.copy_(turn)
+                with _silenced(self.encoder.projector):
+                    added = self.full_pool.embed(every)
+                spread = self._spread(added)
+                ratio = (self._spread(embeddings) / spread) ** 0.5 if spread > 0 else 1.0
+                words.weight.mul_(ratio)
+                embeddings = embeddings + ratio * added
+            if scale is not None:
+                self._standardise(embeddings, scale)
+
+    def _standardise(self, embeddings: torch.Tensor, scale: float) -> None:
         """Centres the embeddings on the pool's mean and gives the scores a standard deviation.
 
         A text encoder's embeddings share a large common part, and their dot products are of any
         size; attention pooling weighs by |score|, so it starts far off where both are left.
-        New response words are given the spread that the text's own scores have.
         """
-        every = np.arange(len(self.full_pool.texts.lengths))
-        encoder = self.encoder
-        with torch.no_grad():
-            if new_words and encoder.response_words is not None:
-                with _silenced(encoder.response_words):
-                    text = self.full_pool.embed(every)
-                with _silenced(encoder.projector):
-                    words = self.full_pool.embed(every)
-                spread = self._spread(words)
-                ratio = (self._spread(text) / spread) ** 0.5 if spread > 0 else 1.0
-                encoder.response_words.weight.mul_(ratio)
-                embeddings = text + ratio * words
-            else:
-                embeddings = self.full_pool.embed(every)
-            spread = self._spread(embeddings)
-            if spread == 0:
-                raise InputError(
-                    "All texts look the same to the encoder before training; check that its "
-                    "tokenizer knows the examples' words, and that the examples differ."
-                )
-            if not 0 < spread < float("inf"):
-                raise _not_finite("spread of the scores", 0, spread, self.settings)
-            factor = (scale / spread) ** 0.5
-            encoder.projector.bias.sub_(embeddings[: self.pool_size].mean(dim=0)).mul_(factor)
-            encoder.projector.weight.mul_(factor)
-            if encoder.response_words is not None:
-                encoder.response_words.weight.mul_(factor)
+        spread = self._spread(embeddings)
+        if spread == 0:
+            raise InputError(
+                "All texts look the same to the encoder before training; check that its "
+                "tokenizer knows the examples' words, and that the examples differ."
+            )
+        if not 0 < spread < float("inf"):
+            raise _not_finite("spread of the scores", 0, spread, self.settings)
+        factor = (scale / spread) ** 0.5
+        projector, words = self.encoder.projector, self.encoder.response_words
+        projector.bias.sub_(embeddings[: self.pool_size].mean(dim=0)).mul_(factor)
+        projector.weight.mul_(factor)
+        if words is not None:
+            words.weight.mul_(factor)
 
     def _spread(self, embeddings: torch.Tensor) -> float:
         """Standard deviation of the scores of embeddings (texts, d) centred on the pool's mean;

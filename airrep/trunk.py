@@ -15,6 +15,7 @@ from airrep.examples import (
     TokenizedExample,
     lengths_of,
     response_mask,
+    response_spans,
     token_chunks,
 )
 
@@ -75,7 +76,7 @@ class _Tokens:
     """All texts' token ids on the encoder's device, where batches of them are padded."""
 
     def __init__(self, encoder: AirRepEncoder, tokenized: Sequence[TokenizedExample]) -> None:
-        self._texts, self.lengths = tokenized, lengths_of(tokenized)
+        self.lengths, self._spans = lengths_of(tokenized), response_spans(tokenized)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._pad_id = encoder.pad_id
         self._ids = torch.from_numpy(np.concatenate([text.ids for text in tokenized]))
@@ -87,7 +88,7 @@ class _Tokens:
         mask = torch.from_numpy(np.arange(width) < self.lengths[rows][:, None])
         mask = mask.to(self._ids.device)
         ids = self._ids[self.places(rows, width).to(self._ids.device)]
-        response = torch.from_numpy(response_mask([self._texts[row] for row in rows], width))
+        response = response_mask(self._spans[rows], width)
         return ids.masked_fill(~mask, self._pad_id), mask, response.to(self._ids.device)
 
     def places(self, rows: np.ndarray, width: int) -> torch.Tensor:
@@ -275,5 +276,5 @@ def _split_layers(
 def _cannot_cut(encoder: AirRepEncoder, reason: str) -> InputError:
     return InputError(
         f"The layers of {type(encoder.base).__name__} cannot be frozen in part ({reason}); leave "
-        "trainable_layers out to train everything, or set it to 0 to train the projector alone."
+        "trainable_layers out to train everything, or set it to 0 to train only what is on top."
     )

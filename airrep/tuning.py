@@ -240,7 +240,10 @@ def describe(found: Mapping[str, Any]) -> list[str]:
 def _describe_method(method: Mapping[str, Any]) -> str:
     trials, chosen = method["trials"], method["chosen"]
     if chosen is None:
-        return f"no trial could run: {trials[0]['error']}"
+        errors = [row["error"] for row in trials if "error" in row]
+        if len(errors) < len(trials):
+            return f"stopped after {len(trials)} trials; tune it again to go on"
+        return f"no trial could run: {errors[0]}"
     best = next(row for row in trials if row["params"] == chosen)
     params = ", ".join(f"{key}={value}" for key, value in chosen.items()) or "nothing to tune"
     failed = sum("error" in row for row in trials)

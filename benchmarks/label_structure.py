@@ -26,7 +26,9 @@ def main() -> None:
     _, targets = folder.read_labelled("train", store)
     labels, kept = standardise_labels(store.read().losses)
     labels, targets = labels[kept], [targets[row] for row in np.flatnonzero(kept)]
-    alike = labels @ labels.T / labels.shape[1]
+    present = np.isfinite(labels).astype(np.float32)
+    labels = np.nan_to_num(labels)
+    alike = (labels @ labels.T) / np.maximum(present @ present.T, 1)
     tasks = np.asarray([str(target.task) for target in targets])
     responses = np.asarray([target.response.strip() for target in targets])
     same_task, same_response = tasks[:, None] == tasks, responses[:, None] == responses

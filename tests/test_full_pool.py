@@ -44,6 +44,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> AirRepEncoder:
     encoder = AirRepEncoder.from_base(tiny_encoder(tmp_path_factory.mktemp("base")))
     encoder.add_response_words()
+    assert encoder.response_words is not None
+    torch.nn.init.normal_(encoder.response_words.weight, std=0.1)
     return encoder
 
 

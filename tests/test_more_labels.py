@@ -9,7 +9,7 @@ from tiny_models import tiny_encoder
 from training_task import planted_examples, planted_labels
 
 from airrep import stages
-from airrep.config import RunConfig
+from airrep.config import RunConfig, check_run
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError, fingerprint_examples, write_examples
 from airrep.holdout import hold_out, more_labels
@@ -126,5 +126,26 @@ def test_the_train_stage_reads_other_runs(
     shown = capsys.readouterr().out
     expected = train(base, OWN, OTHER).validation_lds
     assert f"LDS {expected:.3f} on held-out" in shown
-    with pytest.raises(InputError, match="others"):
+    with pytest.raises(InputError, match="more_labels"):
         stages.train(config)  # the folder has an encoder of other labels
+
+
+def test_what_learning_cost_counts_the_labels_of_other_runs(tmp_path: Path) -> None:
+    own, other = (run_folder(tmp_path / name, OWN, POOL, made=0) for name in ("own", "other"))
+    for folder, seconds in ((own, 1.0), (other, 100.0)):
+        store = folder.open_labels("train")
+        for number, losses in enumerate(OWN.losses.T):
+            store.write(number, losses, seconds=seconds)
+    (own.path / "train.json").write_text('{"seconds": 5.0}')
+    assert stages._learning_seconds(own, []) == pytest.approx(25.0)
+    assert stages._learning_seconds(own, [str(other.path)]) == pytest.approx(2025.0)
+
+
+def test_other_runs_are_checked_before_the_slow_stages(tmp_path: Path, base: Path) -> None:
+    config = RunConfig(str(tmp_path / "own"), encoder=str(base), device="cpu")
+    with pytest.raises(InputError, match="nowhere/train_labels is not there yet"):
+        stages.run(replace(config, more_labels=[str(tmp_path / "nowhere")]))
+    assert not (tmp_path / "own").exists()
+    for twice in (["a", "./a"], [str(tmp_path / "other/../own")]):
+        with pytest.raises(InputError, match="a run is named twice"):
+            check_run(replace(config, more_labels=twice))

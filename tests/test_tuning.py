@@ -186,8 +186,8 @@ def test_fewer_trials_choose_among_those(tmp_path: Path) -> None:
     assert len(found["trials"]) == 16
 
 
-def test_a_killed_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
+def kill_after_six(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    """Tuning the planted method is interrupted once `log` has six entries."""
     score = Staged._score
 
     def killed(self: Staged, targets: Sequence[Example]) -> np.ndarray:
@@ -196,6 +196,11 @@ def test_a_killed_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return score(self, targets)
 
     monkeypatch.setattr(Staged, "_score", killed)
+
+
+def test_a_killed_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    kill_after_six(monkeypatch, log)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, {"staged": Staged(log)})
     with pytest.raises(
@@ -210,6 +215,19 @@ def test_a_killed_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "features 1" in log[:before]
     assert "features 1" not in log[before:]  # they were on disk
     assert not (tmp_path / "tuning").exists()
+
+
+def test_a_stopped_tuning_is_described_when_another_method_is_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    kill_after_six(monkeypatch, log)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, {"staged": Staged(log)})
+    found = run(tmp_path, {"random": make_attributor("random")})
+    trials = len(found["methods"]["staged"]["trials"])
+    assert trials > 0
+    assert f"staged: stopped after {trials} trials; tune it again to go on" in describe(found)
 
 
 def test_other_labels_run_again_and_say_so(

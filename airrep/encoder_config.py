@@ -55,7 +55,8 @@ class AirRepConfig(PreTrainedConfig):
 
     def base_config(self) -> PreTrainedConfig:
         """The base encoder's config; InputError for an architecture transformers lacks."""
-        values = dict(self.base)
+        # The precision is that of whoever loads, not of the base it once was.
+        values = {key: self.base[key] for key in self.base if key not in ("dtype", "torch_dtype")}
         model_type = values.pop("model_type", None)
         try:
             return AutoConfig.for_model(model_type, **values)
@@ -71,7 +72,8 @@ def new_base(config: AirRepConfig) -> PreTrainedModel:
     base_config = config.base_config()
     loader, extra = base_loader(base_config)
     attention = getattr(config, "_attn_implementation", None)
-    if attention is not None:
+    # "sdpa" is what bases that have it take by themselves; others refuse it.
+    if attention not in (None, "sdpa"):
         extra = {**extra, "attn_implementation": attention}
     return loader.from_config(base_config, **extra)
 

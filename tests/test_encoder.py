@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_encoder, tiny_tokenizer
 from transformers import (
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
     PreTrainedModel,
@@ -109,6 +111,17 @@ def test_round_trip(encoder: AirRepEncoder, tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
 
 
+def test_the_precision_is_the_callers(base: Path, tmp_path: Path) -> None:
+    encoder = AirRepEncoder.from_base(base)
+    encoder.add_response_words()
+    encoder.bfloat16().save_pretrained(tmp_path)
+    for arguments in ({}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+        again = AirRepEncoder.from_pretrained(tmp_path, **arguments)
+        expected = {arguments.get("dtype", torch.float32)}
+        assert {parameter.dtype for parameter in again.parameters()} == expected
+        assert again.encode(EXAMPLES).isfinite().all()
+
+
 def test_untrained_adapters_change_nothing_and_come_off(encoder: AirRepEncoder) -> None:
     expected, names = encoder.encode(EXAMPLES), encoder.state_dict().keys()
     state = torch.get_rng_state()
@@ -181,9 +194,12 @@ def test_other_architectures(tmp_path: Path) -> None:
         pad_token_id=0,
         **shape,
     )
-    models = [DistilBertModel(distil), RobertaModel(roberta)]
+    deberta = DebertaV2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, **shape
+    )
+    models = [DistilBertModel(distil), RobertaModel(roberta), DebertaV2Model(deberta)]
     t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2)
-    for model, length in zip([*models, T5Model(t5)], [40, 39, 512], strict=True):
+    for model, length in zip([*models, T5Model(t5)], [40, 39, 40, 512], strict=True):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))

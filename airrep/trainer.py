@@ -1,8 +1,7 @@
 """Training the encoder on the whole pool, with held-out labels, early stopping and resume."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from airrep.checkpoint import write_checkpoint
 from airrep.device import GPU_ENCODER_TOKENS, peak_memory, tokens_at_once
 from airrep.encoder import HEADS, AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
-from airrep.examples import Example, InputError
+from airrep.examples import Example
 from airrep.full_pool import FullPool
 from airrep.holdout import check_labels, few_held_out, more_labels, training_labels
 from airrep.label_store import Labels
@@ -27,6 +26,7 @@ from airrep.streaming_pool import attention_pool_embeddings
 from airrep.train_log import TrainLog
 from airrep.train_run import HISTORY, TrainRun, fingerprint_run
 from airrep.train_settings import TrainSettings, check_settings
+from airrep.train_start import give_start, not_finite
 from airrep.train_state import TrainState
 from airrep.trunk import prepare_texts, trainable_parameters
 
@@ -35,7 +35,6 @@ DROPOUT = 3
 CPU_GRAPH_TOKENS = 65536
 GRAPH_BYTES = 80  # of a token's activations in a layer, per hidden unit; half as many in bf16
 GRAPH_SHARE = 0.5  # of the free memory
-ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal texts by some 1e-8
 
 
 @dataclass(frozen=True)
@@ -162,63 +161,9 @@ class Trainer:
             graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
-        self._start()
+        rows = self.pool_size + self.holdout.train_targets
+        give_start(encoder, self.full_pool, self.pool_size, rows, settings)
         self.state = TrainState(parameters, settings)
-
-    def _start(self) -> None:
-        """Gives new response words their part, and the scores their scale.
-
-        New words get, turned into directions of their own, the spread of scores that the text has.
-        """
-        words, scale = self.encoder.response_words, self.settings.start_scale
-        new = words is not None and not words.weight.any()
-        if not new and scale is None:
-            return
-        every = np.arange(len(self.full_pool.texts.lengths))
-        embeddings = self.full_pool.embed(every)
-        with torch.no_grad():
-            if words is not None and new:
-                # A fixed turn: products of words with words stay, those with texts are small.
-                turn = torch.empty(words.weight.shape, device="cpu")
-                nn.init.orthogonal_(turn, generator=torch.Generator().manual_seed(0))
-                words.weight.copy_(turn)
-                with _silenced(self.encoder.projector):
-                    added = self.full_pool.embed(every)
-                spread = self._spread(added)
-                ratio = (self._spread(embeddings) / spread) ** 0.5 if spread > 0 else 1.0
-                words.weight.mul_(ratio)
-                embeddings = embeddings + ratio * added
-            if scale is not None:
-                self._standardise(embeddings, scale)
-
-    def _standardise(self, embeddings: torch.Tensor, scale: float) -> None:
-        """Centres the embeddings on the pool's mean and gives the scores a standard deviation.
-
-        A text encoder's embeddings share a large common part, and their dot products are of any
-        size; attention pooling weighs by |score|, so it starts far off where both are left.
-        """
-        spread = self._spread(embeddings)
-        if spread == 0:
-            raise InputError(
-                "All texts look the same to the encoder before training; check that its "
-                "tokenizer knows the examples' words, and that the examples differ."
-            )
-        if not 0 < spread < float("inf"):
-            raise _not_finite("spread of the scores", 0, spread, self.settings)
-        factor = (scale / spread) ** 0.5
-        projector, words = self.encoder.projector, self.encoder.response_words
-        projector.bias.sub_(embeddings[: self.pool_size].mean(dim=0)).mul_(factor)
-        projector.weight.mul_(factor)
-        if words is not None:
-            words.weight.mul_(factor)
-
-    def _spread(self, embeddings: torch.Tensor) -> float:
-        """Standard deviation of the scores of embeddings (texts, d) centred on the pool's mean;
-        0 where they differ by rounding alone."""
-        centred = embeddings - embeddings[: self.pool_size].mean(dim=0)
-        targets = torch.from_numpy(self.pool_size + self.holdout.train_targets)
-        spread = float((centred[targets.to(centred.device)] @ centred[: self.pool_size].T).std())
-        return 0.0 if spread < ROUNDING * float(embeddings.square().sum(dim=1).mean()) else spread
 
     def train(self) -> TrainResult:
         """Steps until the last one or until patience is lost; the best step's weights stay."""
@@ -291,7 +236,7 @@ class Trainer:
             np.concatenate([rows, self.pool_size + targets]), objective, drawn
         )
         if not np.isfinite(loss):
-            raise _not_finite("loss", step, loss, self.settings)
+            raise not_finite("loss", step, loss, self.settings)
         return loss, len(rows) + len(targets)
 
     def _encoded(self, subsets: Sequence[np.ndarray]) -> tuple[np.ndarray, Membership]:
@@ -345,7 +290,7 @@ class Trainer:
             every = np.arange(len(self.full_pool.texts.lengths))
             embeddings = self.full_pool.embed(every)
         if not torch.isfinite(embeddings).all():
-            raise _not_finite("embeddings", self.state.step, float("nan"), self.settings)
+            raise not_finite("embeddings", self.state.step, float("nan"), self.settings)
         split = self.holdout
         train = self._lds(embeddings, split.train_targets, split.train_subsets)
         if not len(split.held_subsets):
@@ -362,18 +307,6 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.run.checkpoints is not None and self.accelerator.is_main_process:
             write_checkpoint(self.run.checkpoints, self.state.checkpoint(self.run.fingerprint))
-
-
-@contextmanager
-def _silenced(layer: nn.Linear) -> Iterator[None]:
-    """The layer gives nothing but zeros inside."""
-    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    for parameter in layer.parameters():
-        parameter.zero_()
-    try:
-        yield
-    finally:
-        layer.load_state_dict(weights)
 
 
 def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:
@@ -409,10 +342,3 @@ def _trained(encoder: AirRepEncoder, settings: TrainSettings) -> dict[str, nn.Pa
         for name, parameter in named.items()
         if "lora_" in name or name.startswith(HEADS)
     }
-
-
-def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:
-    return InputError(
-        f"The {what} at step {step} came out as {value}: training diverged; lower the "
-        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
-    )

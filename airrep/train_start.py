@@ -1,0 +1,95 @@
+"""Where training starts: the response words' part in the scores, and the scores' scale."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from airrep.encoder import AirRepEncoder
+from airrep.examples import InputError
+from airrep.full_pool import FullPool
+from airrep.train_settings import TrainSettings
+
+ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal texts by some 1e-8
+
+
+def give_start(
+    encoder: AirRepEncoder,
+    full_pool: FullPool,
+    pool_size: int,
+    targets: np.ndarray,
+    settings: TrainSettings,
+) -> None:
+    """Gives new response words (all zeros) their part, and the scores their scale, in place.
+
+    New words get, turned into directions of their own, the spread of scores that the text has.
+    Then, for a `start_scale`, embeddings are centred on the pool's mean and scores get that
+    standard deviation: a text encoder's embeddings share a large common part, and their products
+    are of any size; attention pooling weighs by |score|, so it starts far off where both are left.
+    The pool are the first rows of `full_pool`, `targets` the rows whose scores count. Raises
+    InputError for texts that are all alike, and scores that are not finite.
+    """
+    words, scale = encoder.response_words, settings.start_scale
+    new = words is not None and not words.weight.any()
+    if not new and scale is None:
+        return
+    every = np.arange(len(full_pool.texts.lengths))
+    embeddings = full_pool.embed(every)
+    with torch.no_grad():
+        if words is not None and new:
+            # A fixed turn: products of words with words stay, those with texts are small.
+            turn = torch.empty(words.weight.shape, device="cpu")
+            nn.init.orthogonal_(turn, generator=torch.Generator().manual_seed(0))
+            words.weight.copy_(turn)
+            with _silenced(encoder.projector):
+                added = full_pool.embed(every)
+            spread = _spread(added, pool_size, targets)
+            ratio = (_spread(embeddings, pool_size, targets) / spread) ** 0.5 if spread > 0 else 1.0
+            words.weight.mul_(ratio)
+            embeddings = embeddings + ratio * added
+        if scale is None:
+            return
+        spread = _spread(embeddings, pool_size, targets)
+        if spread == 0:
+            raise InputError(
+                "All texts look the same to the encoder before training; check that its "
+                "tokenizer knows the examples' words, and that the examples differ."
+            )
+        if not 0 < spread < float("inf"):
+            raise not_finite("spread of the scores", 0, spread, settings)
+        factor = (scale / spread) ** 0.5
+        encoder.projector.bias.sub_(embeddings[:pool_size].mean(dim=0)).mul_(factor)
+        encoder.projector.weight.mul_(factor)
+        if words is not None:
+            words.weight.mul_(factor)
+
+
+def not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:
+    """The error for a number of a step that is not finite."""
+    return InputError(
+        f"The {what} at step {step} came out as {value}: training diverged; lower the "
+        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
+    )
+
+
+def _spread(embeddings: torch.Tensor, pool_size: int, targets: np.ndarray) -> float:
+    """Standard deviation of the scores of embeddings (texts, d) centred on the pool's mean; 0
+    where they differ by rounding alone."""
+    centred = embeddings - embeddings[:pool_size].mean(dim=0)
+    rows = torch.from_numpy(targets).to(centred.device)
+    spread = float((centred[rows] @ centred[:pool_size].T).std())
+    return 0.0 if spread < ROUNDING * float(embeddings.square().sum(dim=1).mean()) else spread
+
+
+@contextmanager
+def _silenced(layer: nn.Linear) -> Iterator[None]:
+    """The layer gives nothing but zeros inside."""
+    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    for parameter in layer.parameters():
+        parameter.zero_()
+    try:
+        yield
+    finally:
+        layer.load_state_dict(weights)

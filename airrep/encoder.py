@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, rms_norm
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -51,9 +51,10 @@ HEADS = ("projector.", "response_words.")  # what lies on top of the base, by pa
 class AirRepEncoder(PreTrainedModel):
     """e(x) = W mean_tokens(base(x)) + b (arXiv 2505.18513); the similarity is the dot product.
 
-    With `add_response_words` V mean_response(norm(word embeddings)) is added: two answers to the
-    same kind of question differ in a token or two of dozens, and it is the answer that a loss is
-    taken of.
+    With `add_response_words` it is W norm(t) + V norm(r) + b, where t is that mean over tokens, r
+    the mean of the response's normalised word embeddings, and norm makes the root mean square 1:
+    two answers to the same kind of question differ in a token or two of dozens, and it is the
+    answer that a loss is taken of.
 
     `from_base` starts from any text encoder, with W the identity and b zero; `from_pretrained`
     reads what `save_pretrained` wrote, and the published AirRep checkpoints.
@@ -157,10 +158,9 @@ class AirRepEncoder(PreTrainedModel):
 
     def project(self, pooled: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
         """Embeddings (B, d) from what `pool` (B, d) and `pool_words` gave."""
-        embeddings = self.projector(pooled)
         if self.response_words is None or words is None:
-            return embeddings
-        return embeddings + self.response_words(words)
+            return self.projector(pooled)
+        return self.projector(rms_norm(pooled, pooled.shape[-1:])) + self.response_words(words)
 
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The base's mean-pooled token states (B, d), before the projector."""
@@ -172,19 +172,21 @@ class AirRepEncoder(PreTrainedModel):
     def pool_words(
         self, input_ids: torch.Tensor, response_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Means (B, e) of the response tokens' word embeddings, each normalised; None without
-        response words."""
+        """Means (B, e) of the response tokens' word embeddings, normalised before and after; None
+        without response words, 0 for an empty response."""
         if self.response_words is None:
             return None
         if response_mask is None:
             raise InputError("This encoder reads the response's words; give response_mask too.")
         words = self.base.get_input_embeddings()(input_ids)
-        return mean_pool(layer_norm(words, words.shape[-1:]), response_mask)
+        means = mean_pool(layer_norm(words, words.shape[-1:]), response_mask)
+        return rms_norm(means, words.shape[-1:])
 
     def add_response_words(self) -> None:
-        """Makes room for the response's words, with weights of zero: embeddings stay what they are.
+        """Makes room for the response's words, with weights of zero, and normalises the text's
+        mean.
 
-        Training gives them their start. Raises InputError where the base has no word embeddings.
+        Training gives both their start. Raises InputError where the base has no word embeddings.
         """
         words = self._new_response_words()
         nn.init.zeros_(words.weight)

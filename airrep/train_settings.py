@@ -24,8 +24,8 @@ class TrainSettings:
         target_weighting: "reliability" weighs targets in the objective by how far their training
             labels can be trusted (`airrep.reliability`); None weighs them all the same.
         response_words: whether the encoder reads the words of the response apart as well, beside
-            the mean over all tokens, in which they are few. They start with as large a part in
-            the scores as the text. False adds none: the paper's encoder.
+            the mean over all tokens, in which they are few. They start with twice the
+            text's part in the scores. False adds none: the paper's encoder.
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
@@ -66,7 +66,7 @@ class TrainSettings:
     objective: ObjectiveName = "correlation"
     target_weighting: Weighting | None = None
     response_words: bool = True
-    start_scale: float | None = 0.3
+    start_scale: float | None = 0.6
     learning_rate: float = 1e-4
     warmup_steps: int = 10
     layer_decay: float | None = None

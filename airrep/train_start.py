@@ -12,6 +12,7 @@ from airrep.examples import InputError
 from airrep.full_pool import FullPool
 from airrep.train_settings import TrainSettings
 
+WORDS_PART = 2.0  # spread of the words' scores to that of the text's, at the start
 ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal texts by some 1e-8
 
 
@@ -24,7 +25,8 @@ def give_start(
 ) -> None:
     """Gives new response words (all zeros) their part, and the scores their scale, in place.
 
-    New words get, turned into directions of their own, the spread of scores that the text has.
+    New words get, turned into directions of their own, `WORDS_PART` times the spread of scores
+    that the text has: measured, benchmarks/README.md.
     Then, for a `start_scale`, embeddings are centred on the pool's mean and scores get that
     standard deviation: a text encoder's embeddings share a large common part, and their products
     are of any size; attention pooling weighs by |score|, so it starts far off where both are left.
@@ -46,9 +48,10 @@ def give_start(
             with _silenced(encoder.projector):
                 added = full_pool.embed(every)
             spread = _spread(added, pool_size, targets)
-            ratio = (_spread(embeddings, pool_size, targets) / spread) ** 0.5 if spread > 0 else 1.0
-            words.weight.mul_(ratio)
-            embeddings = embeddings + ratio * added
+            part = WORDS_PART * _spread(embeddings, pool_size, targets)
+            factor = (part / spread) ** 0.5 if spread > 0 else 1.0
+            words.weight.mul_(factor)
+            embeddings = embeddings + factor * added
         if scale is None:
             return
         spread = _spread(embeddings, pool_size, targets)

@@ -135,9 +135,9 @@ class EvaluateConfig:
     """What is compared, and how.
 
     Args:
-        methods: attribution methods: airrep, embedding, bm25, tfidf, response_tfidf, same_task,
-            random, grad_dot, grad_cos, tracin, logra, trak, ekfac, datainf, less, repsim,
-            influence, rescaled_influence, newton_step, ensemble.
+        methods: attribution methods: airrep, embedding, response_embedding, bm25, tfidf,
+            response_tfidf, same_task, random, grad_dot, grad_cos, tracin, logra, trak, ekfac,
+            datainf, less, repsim, influence, rescaled_influence, newton_step, ensemble.
         params: parameters of methods by name, such as {logra: {projection_rank: 8, layers: mlp}};
             they go before those that `airrep tune` chose.
         scores: scores of outside tools, name: .npy or .safetensors file; see docs/files.md.
@@ -148,6 +148,7 @@ class EvaluateConfig:
         default_factory=lambda: [
             "airrep",
             "embedding",
+            "response_embedding",
             "bm25",
             "tfidf",
             "response_tfidf",

@@ -147,13 +147,14 @@ def judge(
 
     check_seed(seed)
     options: dict[str, dict[str, Any]] = {"random": {"seed": seed}}
-    for name, source in (("airrep", encoder), ("embedding", untrained)):
+    encoders = {"airrep": encoder, "embedding": untrained, "response_embedding": untrained}
+    for name, source in encoders.items():
         if source is not None:
             options[name] = {"encoder": resolve_model(source), "device": pick_device(device)}
     given = _read_params(params or "{}")
     for name, own in given.items():
         options[name] = options.get(name, {}) | own
-    wanted: list[str] = [name for name in ("airrep", "embedding") if name in options]
+    wanted: list[str] = [name for name in encoders if name in options]
     wanted += [name for name in methods.split(",") if name and name not in wanted]
     check_methods([*wanted, *(name for name in given if name not in wanted)])
     results = evaluate_benchmark(

@@ -1,6 +1,6 @@
 """Where training starts: the response words' part in the scores, and the scores' scale."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,8 +9,6 @@ from torch import nn
 
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError
-from airrep.full_pool import FullPool
-from airrep.train_settings import TrainSettings
 
 WORDS_PART = 2.0  # spread of the words' scores to that of the text's, at the start
 ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal texts by some 1e-8
@@ -18,35 +16,34 @@ ROUNDING = 1e-7  # of a squared length; rounding spreads the scores of equal tex
 
 def give_start(
     encoder: AirRepEncoder,
-    full_pool: FullPool,
+    embed: Callable[[], torch.Tensor],
     pool_size: int,
     targets: np.ndarray,
-    settings: TrainSettings,
+    scale: float | None,
 ) -> None:
     """Gives new response words (all zeros) their part, and the scores their scale, in place.
 
-    New words get, turned into directions of their own, `WORDS_PART` times the spread of scores
-    that the text has: measured, benchmarks/README.md.
-    Then, for a `start_scale`, embeddings are centred on the pool's mean and scores get that
-    standard deviation: a text encoder's embeddings share a large common part, and their products
-    are of any size; attention pooling weighs by |score|, so it starts far off where both are left.
-    The pool are the first rows of `full_pool`, `targets` the rows whose scores count. Raises
-    InputError for texts that are all alike, and scores that are not finite.
+    `embed` gives the encoder's embeddings (texts, d), pool first; `targets` are the rows whose
+    scores count. New words get, turned into directions of their own, `WORDS_PART` times the spread
+    of scores that the text has: measured, benchmarks/README.md. Then, for a `scale`, embeddings
+    are centred on the pool's mean and scores get that standard deviation: a text encoder's
+    embeddings share a large common part, and their products are of any size; attention pooling
+    weighs by |score|, so it starts far off where both are left. Raises InputError for texts that
+    are all alike, and scores that are not finite.
     """
-    words, scale = encoder.response_words, settings.start_scale
+    words = encoder.response_words
     new = words is not None and not words.weight.any()
     if not new and scale is None:
         return
-    every = np.arange(len(full_pool.texts.lengths))
-    embeddings = full_pool.embed(every)
     with torch.no_grad():
+        embeddings = embed()
         if words is not None and new:
             # A fixed turn: products of words with words stay, those with texts are small.
             turn = torch.empty(words.weight.shape, device="cpu")
             nn.init.orthogonal_(turn, generator=torch.Generator().manual_seed(0))
             words.weight.copy_(turn)
             with _silenced(encoder.projector):
-                added = full_pool.embed(every)
+                added = embed()
             spread = _spread(added, pool_size, targets)
             part = WORDS_PART * _spread(embeddings, pool_size, targets)
             factor = (part / spread) ** 0.5 if spread > 0 else 1.0
@@ -61,20 +58,15 @@ def give_start(
                 "tokenizer knows the examples' words, and that the examples differ."
             )
         if not 0 < spread < float("inf"):
-            raise not_finite("spread of the scores", 0, spread, settings)
+            raise InputError(
+                f"The encoder's scores spread by {spread} before training; its weights are damaged."
+            )
         factor = (scale / spread) ** 0.5
-        encoder.projector.bias.sub_(embeddings[:pool_size].mean(dim=0)).mul_(factor)
+        bias = encoder.projector.bias
+        bias.sub_(embeddings[:pool_size].mean(dim=0).to(bias)).mul_(factor)
         encoder.projector.weight.mul_(factor)
         if words is not None:
             words.weight.mul_(factor)
-
-
-def not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:
-    """The error for a number of a step that is not finite."""
-    return InputError(
-        f"The {what} at step {step} came out as {value}: training diverged; lower the "
-        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
-    )
 
 
 def _spread(embeddings: torch.Tensor, pool_size: int, targets: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 from airrep.checkpoint import write_checkpoint
 from airrep.device import GPU_ENCODER_TOKENS, peak_memory, tokens_at_once
 from airrep.encoder import HEADS, AirRepEncoder, add_lora, evaluating, merge_lora, training_mode
-from airrep.examples import Example
+from airrep.examples import Example, InputError
 from airrep.full_pool import FullPool
 from airrep.holdout import check_labels, few_held_out, more_labels, training_labels
 from airrep.label_store import Labels
@@ -26,7 +26,7 @@ from airrep.streaming_pool import attention_pool_embeddings
 from airrep.train_log import TrainLog
 from airrep.train_run import HISTORY, TrainRun, fingerprint_run
 from airrep.train_settings import TrainSettings, check_settings
-from airrep.train_start import give_start, not_finite
+from airrep.train_start import give_start
 from airrep.train_state import TrainState
 from airrep.trunk import prepare_texts, trainable_parameters
 
@@ -161,8 +161,15 @@ class Trainer:
             graph_tokens,
             bf16=settings.mixed_precision == "bf16",
         )
+        every = np.arange(len(self.full_pool.texts.lengths))
         rows = self.pool_size + self.holdout.train_targets
-        give_start(encoder, self.full_pool, self.pool_size, rows, settings)
+        give_start(
+            encoder,
+            lambda: self.full_pool.embed(every),
+            self.pool_size,
+            rows,
+            settings.start_scale,
+        )
         self.state = TrainState(parameters, settings)
 
     def train(self) -> TrainResult:
@@ -236,7 +243,7 @@ class Trainer:
             np.concatenate([rows, self.pool_size + targets]), objective, drawn
         )
         if not np.isfinite(loss):
-            raise not_finite("loss", step, loss, self.settings)
+            raise _not_finite("loss", step, loss, self.settings)
         return loss, len(rows) + len(targets)
 
     def _encoded(self, subsets: Sequence[np.ndarray]) -> tuple[np.ndarray, Membership]:
@@ -290,7 +297,7 @@ class Trainer:
             every = np.arange(len(self.full_pool.texts.lengths))
             embeddings = self.full_pool.embed(every)
         if not torch.isfinite(embeddings).all():
-            raise not_finite("embeddings", self.state.step, float("nan"), self.settings)
+            raise _not_finite("embeddings", self.state.step, float("nan"), self.settings)
         split = self.holdout
         train = self._lds(embeddings, split.train_targets, split.train_subsets)
         if not len(split.held_subsets):
@@ -307,6 +314,14 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.run.checkpoints is not None and self.accelerator.is_main_process:
             write_checkpoint(self.run.checkpoints, self.state.checkpoint(self.run.fingerprint))
+
+
+def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> InputError:
+    """The error for a number of a step that is not finite."""
+    return InputError(
+        f"The {what} at step {step} came out as {value}: training diverged; lower the "
+        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
+    )
 
 
 def _draw(rng: np.random.Generator, count: int, size: int | None) -> np.ndarray:

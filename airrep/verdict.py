@@ -8,6 +8,7 @@ FEW_REPEATS = 5  # subsets trained twice, below which the noise ceiling is hardl
 LABELS = {
     "airrep": "AirRep",
     "embedding": "Untrained encoder",
+    "response_embedding": "Untrained, with responses",
     "bm25": "BM25",
     "tfidf": "TF-IDF",
     "response_tfidf": "TF-IDF of responses",
@@ -30,6 +31,7 @@ LABELS = {
 NOTES = {
     "airrep": "learned from fine-tuning runs",
     "embedding": "the encoder before training, cosine",
+    "response_embedding": "where training starts: text and response's words",
     "bm25": "word overlap",
     "tfidf": "word overlap, cosine",
     "response_tfidf": "word overlap of the responses alone",

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
 from airrep.pooling import attention_pool, membership
 
-NEEDS_ENCODER = ("airrep", "embedding")
+NEEDS_ENCODER = ("airrep", "embedding", "response_embedding")
 NOT_ADDITIVE = {"newton_step"}  # takes a subset as a whole
 TASKS = ("colour", "place", "number")
 SUBSETS = [np.array([0, 3, 5]), np.array([1]), np.array([2, 2, 4, 11]), np.arange(12)]
@@ -51,6 +52,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "airrep": folder / "airrep",
         "embedding": base,
+        "response_embedding": base,
         "given": _outside_scores(folder),
         "lm": save_tiny_lm(folder / "lm"),
     }
@@ -177,10 +179,11 @@ def test_subset_scores_are_the_one_pooling_functions(name, pooling, encoders):
     np.testing.assert_allclose(found[:, 1], scores[:, 1], **CLOSE)
 
 
-def test_only_learned_scores_and_ensembles_pool_in_another_way_than_adding(fitted_once):
+def test_only_encoders_as_trained_and_ensembles_pool_in_another_way_than_adding(fitted_once):
     assert {name: one.pooling for name, one in fitted_once.items() if one.pooling != "sum"} == {
         "airrep": "attention",
         "ensemble": "members",
+        "response_embedding": "attention",
     }
 
 
@@ -363,6 +366,23 @@ def test_response_tfidf_reads_responses_alone():
     wordless = [Example("a", "words here", "...")]
     with pytest.raises(NotApplicableError, match="response_tfidf found no words in the pool"):
         make_attributor("response_tfidf").fit(wordless)
+
+
+def test_response_embeddings_are_where_training_starts(encoders):
+    fitted = method("response_embedding", encoders, scale=0.7).fit(POOL)
+    scores = fitted.score(POOL)
+    assert scores.std(ddof=1) == pytest.approx(0.7, rel=1e-4)
+    np.testing.assert_allclose(fitted.embeddings_.mean(axis=0), 0, atol=1e-5)
+    same_answer = [replace(one, prompt="Why?") for one in POOL]
+    other_answer = [replace(one, response="Because.") for one in POOL]
+    answers, prompts = (np.diag(fitted.score(some)) for some in (same_answer, other_answer))
+    assert (answers > prompts).all()  # words have twice the text's part
+    untouched = AirRepEncoder.from_base(encoders["embedding"])
+    again = make_attributor("response_embedding", encoder=untouched, scale=0.7).fit(POOL)
+    np.testing.assert_allclose(again.score(POOL), scores, **CLOSE)
+    assert untouched.response_words is None
+    with pytest.raises(InputError, match="scale is 0"):
+        method("response_embedding", encoders, scale=0.0).fit(POOL)
 
 
 def test_embedding_scores_are_cosines(fitted_once):

@@ -189,6 +189,7 @@ def test_a_run_leaves_everything_in_its_folder(run: tuple[str, Path]) -> None:
     assert names == {
         "airrep",
         "embedding",
+        "response_embedding",
         "bm25",
         "tfidf",
         "response_tfidf",

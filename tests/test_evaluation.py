@@ -360,7 +360,7 @@ def test_methods_that_cannot_run_here_are_skipped_with_their_reason(monkeypatch)
     assert row(results, "airrep")["per_task"] == {}
 
 
-@pytest.mark.parametrize("name", ["airrep", "embedding"])
+@pytest.mark.parametrize("name", ["airrep", "embedding", "response_embedding"])
 def test_a_broken_encoder_is_an_error_and_not_left_out(name, tmp_path):
     folder = tiny_encoder(tmp_path / "base")
     if name == "airrep":

@@ -14,6 +14,10 @@ from airrep.examples import InputError
 _METHODS = {
     "airrep": ("airrep.attributors.airrep", "AirRepAttributor"),
     "embedding": ("airrep.attributors.embedding", "EmbeddingAttributor"),
+    "response_embedding": (
+        "airrep.attributors.response_embedding",
+        "ResponseEmbeddingAttributor",
+    ),
     "bm25": ("airrep.attributors.bm25", "BM25Attributor"),
     "tfidf": ("airrep.attributors.tfidf", "TfidfAttributor"),
     "response_tfidf": ("airrep.attributors.response_tfidf", "ResponseTfidfAttributor"),

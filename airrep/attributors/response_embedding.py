@@ -1,0 +1,65 @@
+"""AirRep's encoder before training: the text and the response's words, no label needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from airrep.attributors.airrep import AirRepAttributor
+from airrep.examples import Example, InputError
+
+if TYPE_CHECKING:
+    from airrep.encoder import AirRepEncoder
+
+SAMPLE = 2_000  # pool examples that set the parts of text and words, and the scores' scale
+
+
+class ResponseEmbeddingAttributor(AirRepAttributor):
+    """score(x, z) = e(x)·e(z) where training would start: e from a text encoder and the response's
+    words, each normalised, centred on the pool (`airrep.train_start`).
+
+    `encoder` is a folder or hub id of any text encoder, or an encoder made by
+    `AirRepEncoder.from_base`, which stays as it is. `scale` is the standard deviation of the
+    scores of pool examples for each other, which attention pooling depends on.
+    """
+
+    name = "response_embedding"
+
+    def __init__(
+        self,
+        encoder: str | Path | AirRepEncoder,
+        scale: float = 0.6,
+        pooling: str = "attention",
+        batch_size: int | None = None,
+        device: str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(encoder, pooling, batch_size, device, show_progress)
+        self.scale = scale
+
+    def _open_encoder(self, source: str | Path) -> AirRepEncoder:
+        from airrep.encoder import AirRepEncoder
+
+        return AirRepEncoder.from_base(str(source))
+
+    def _fit(self, pool: Sequence[Example]) -> None:
+        from airrep.train_start import give_start
+
+        if not self.scale > 0:
+            raise InputError(f"scale is {self.scale}; give a number above 0.")
+        self.encoder_ = self._place(
+            self._open_encoder(self.encoder)
+            if isinstance(self.encoder, str | Path)
+            else copy.deepcopy(self.encoder)
+        )
+        if self.encoder_.response_words is None:
+            self.encoder_.add_response_words()
+        rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE]
+        some = [pool[row] for row in rows]
+        every = np.arange(len(some))
+        give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, self.scale)
+        self.embeddings_ = self._embed(pool)

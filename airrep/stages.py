@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from airrep.attributor import POOLINGS, subset_scores_of
 from airrep.config import DistilConfig, RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.label_stages import make_labels, warm_up
 from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions
+from airrep.run_costs import preparing_seconds
 from airrep.run_folder import RunFolder
 from airrep.run_methods import (
     ENSEMBLE,
@@ -30,6 +28,7 @@ from airrep.run_methods import (
     needs_warm_up,
     teacher_scores,
 )
+from airrep.run_results import known_results, read_results, read_scores, score_names
 from airrep.verdict import describe
 from airrep.weights import fingerprint_weights, resolve_model
 
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from airrep.encoder import AirRepEncoder
-
-# What a page is made from.
-RESULT_KEYS = {"methods", "benchmark", "targets", "subsets", "noise_ceiling", "differences"}
-ROW_KEYS = {"name", "lds", "ci95", "pooling", "fit_seconds"}
 
 
 def train(config: RunConfig) -> None:
@@ -147,10 +142,10 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         targets,
         store.subsets,
     )
-    preparing = _preparing_seconds(config, arguments)
+    preparing = preparing_seconds(config, arguments)
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
     inputs["prepare_seconds"] = preparing
-    known = _known_results(folder, inputs)
+    known = known_results(folder, inputs)
     if known is not None:
         print(f"{folder.results_file} is of these labels and models; delete it to measure again")
         return known
@@ -223,54 +218,6 @@ def _warm_up(config: RunConfig, names: list[str]) -> None:
         warm_up(config)
 
 
-def _preparing_seconds(
-    config: RunConfig, arguments: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
-    """What came before a method is fitted, by its name: labels and training behind the run's
-    encoder; the warm-up model. An ensemble has what its members have.
-
-    Without those for which it is not known: labels that were imported, or made before it was
-    recorded.
-    """
-    folder = RunFolder(Path(config.output))
-    warm_up_model = folder.warm_up / "final"
-    warming = _seconds_in(folder.warm_up / "warm_up.json")
-    found: dict[str, float] = {}
-    for name, own in arguments.items():
-        parts = dict(own["members"]) if name == ENSEMBLE else {name: own}
-        spent = [_learning_seconds(folder, config.more_labels)] if "airrep" in parts else []
-        if any(part.get("lm") == warm_up_model for part in parts.values()):
-            spent.append(warming)
-        known = [seconds for seconds in spent if seconds is not None]
-        if known and len(known) == len(spent):
-            found[name] = sum(known)
-    return found
-
-
-def _learning_seconds(folder: RunFolder, others: Sequence[str]) -> float | None:
-    """Of the training labels, other runs' too, and of training on them and a teacher's scores."""
-    parts = [_seconds_in(folder.path / "train.json")]
-    distilled = folder.path / "distilled"
-    if distilled.is_dir():
-        parts += [_seconds_in(distilled / name) for name in ("teacher.json", "train.json")]
-    for run in (folder, *(RunFolder(Path(path)) for path in others)):
-        if not run.labels("train").is_dir():
-            return None
-        store = run.open_labels("train")
-        labels = store.seconds()
-        parts.append(sum(labels.values()) if store.done() <= labels.keys() else None)
-    known = [seconds for seconds in parts if seconds is not None]
-    return sum(known) if len(known) == len(parts) else None
-
-
-def _seconds_in(file: Path) -> float | None:
-    """The key `seconds` of a JSON file; None where there is none."""
-    try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def learning_curve(config: RunConfig, counts: str | None = None, seeds: int = 3) -> None:
     """Trains encoders on parts of the training labels, judged on held-out training labels.
 
@@ -332,67 +279,16 @@ def _evaluation_inputs(
     }
 
 
-def _known_results(folder: RunFolder, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """results.json of these very inputs, with all its scores; None when there are none."""
-    if str(inputs["git_revision"]).endswith("-dirty"):
-        return None  # the revision does not say which code that is
-    try:
-        results = _read_results(folder)
-    except InputError:
-        return None
-    if results is None or results.get("inputs") != json.loads(json.dumps(inputs)):
-        return None
-    whole = all(folder.scores_file(name).exists() for name in _score_names(results))
-    return results if whole else None
-
-
-def _read_results(folder: RunFolder) -> dict[str, Any] | None:
-    """results.json, None when there is none; raises InputError when it is not one."""
-    try:
-        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder.results_file, str(error)) from None
-    rows = results.get("methods") if isinstance(results, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise _damaged(folder.results_file, "it has no list of methods")
-    if not results.keys() >= RESULT_KEYS or not all(row.keys() >= ROW_KEYS for row in rows):
-        raise _damaged(folder.results_file, "keys are missing")
-    return results
-
-
-def _score_names(results: Mapping[str, Any]) -> list[str]:
-    """The names of all scores that `evaluate` wrote with these results."""
-    rows = results["methods"]
-    own = [row["name"] for row in rows if row["pooling"] not in POOLINGS]
-    return [*(row["name"] for row in rows), *map(subset_scores_of, own)]
-
-
-def _read_scores(folder: RunFolder, method: str) -> np.ndarray:
-    path = folder.scores_file(method)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(
-        f"{path} cannot be read ({reason}); delete results.json and run `airrep evaluate` again."
-    )
-
-
 def report(config: RunConfig) -> Path:
     """Writes the run's page from results.json and the scores; returns its path."""
     from airrep.findings import further_findings
     from airrep.report import write_report
 
     folder = RunFolder(Path(config.output))
-    results = _read_results(folder)
+    results = read_results(folder)
     if results is None:
         raise InputError(f"{folder.results_file} is not there yet; run `airrep evaluate` first.")
-    scores = {name: _read_scores(folder, name) for name in _score_names(results)}
+    scores = {name: read_scores(folder, name) for name in score_names(results)}
     store = folder.open_labels("test")
     pool, targets = folder.read_labelled("test", store)
     shown = results | further_findings(folder)

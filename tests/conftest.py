@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_lm import save_tiny_lm
+from tiny_models import tiny_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMIX = Path(os.environ.get("AIRREP_MINIMIX", ROOT.parent / "shared" / "minimix"))
@@ -30,6 +31,18 @@ def minimix() -> Path:
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny causal language model and its tokenizer; do not write into it."""
     return save_tiny_lm(tmp_path_factory.mktemp("models") / "tiny-lm")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny text encoder and its tokenizer; do not write into it."""
+    return tiny_encoder(tmp_path_factory.mktemp("models") / "tiny-encoder")
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes no GPU: bit-identical is a promise of the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import tiny_encoder
 from training_task import TOPICS, planted_examples, planted_labels
 
 from airrep.distillation import distil_encoder, read_teacher_scores
@@ -18,23 +17,19 @@ from airrep.score_files import write_scores
 from airrep.train_settings import TrainSettings
 from airrep.trainer import TrainResult, train_encoder
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 POOL, TARGETS = planted_examples(40, seed=1), planted_examples(20, seed=2)
 SETTINGS = TrainSettings(
-    learning_rate=3e-3, warmup_steps=2, max_steps=16, evaluate_every=4, show_progress=False
+    learning_rate=3e-3,
+    warmup_steps=2,
+    max_steps=32,
+    evaluate_every=4,
+    show_progress=False,
 )
 # The planted examples' topics go round, so a teacher who knows them is a matrix of places.
 PLACES = np.arange(40)[None, :] - np.arange(20)[:, None]
 TEACHER = (PLACES % len(TOPICS) == 0).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("base"))
 
 
 def distil(base: Path, settings: TrainSettings = SETTINGS, **others) -> TrainResult:

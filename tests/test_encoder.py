@@ -33,11 +33,6 @@ EXAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def encoder(base: Path) -> AirRepEncoder:
     return AirRepEncoder.from_base(base)

@@ -26,6 +26,8 @@ from airrep.objectives import correlation
 from airrep.pooling import attention_pool, membership
 from airrep.trunk import Texts, prepare_texts, trainable_parameters
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 POOL = 16
 EXAMPLES = planted_examples(POOL + 6, seed=1)
 ROWS = np.asarray(
@@ -33,11 +35,6 @@ ROWS = np.asarray(
 )  # not all, so that order shows
 UNBOUNDED = 10**9
 layers = pytest.mark.parametrize("trainable_layers", [None, 3, 1, 0])
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 @pytest.fixture(scope="module")

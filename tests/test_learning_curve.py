@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import tiny_encoder
 from training_task import planted_examples, planted_labels
 
 import airrep.learning_curve
@@ -26,22 +25,14 @@ from airrep.metrics import lds_per_target
 from airrep.train_settings import TrainSettings
 from airrep.trainer import train_encoder
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 POOL, TARGETS = planted_examples(32, seed=1), planted_examples(20, seed=2)
 LABELS = planted_labels(POOL, TARGETS, subsets=40, size=10)
 QUICK = TrainSettings(
     learning_rate=3e-3, warmup_steps=1, max_steps=2, trainable_layers=0, show_progress=False
 )
 DATA = split_for_curve(POOL, TARGETS, LABELS, QUICK)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

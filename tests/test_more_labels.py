@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import tiny_encoder
 from training_task import planted_examples, planted_labels
 
 from airrep import stages
@@ -14,9 +13,12 @@ from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError, fingerprint_examples, write_examples
 from airrep.holdout import hold_out, more_labels
 from airrep.label_store import Labels, LabelStore
+from airrep.run_costs import learning_seconds
 from airrep.run_folder import RunFolder
 from airrep.train_settings import TrainSettings
 from airrep.trainer import TrainResult, train_encoder
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 POOL, TARGETS = planted_examples(48, seed=1), planted_examples(24, seed=2)
 OWN = planted_labels(POOL, TARGETS, subsets=20, size=12)
@@ -29,16 +31,6 @@ SETTINGS = TrainSettings(
     response_words=False,
     show_progress=False,
 )
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("base"))
 
 
 def train(base: Path, own: Labels, *others: Labels) -> TrainResult:
@@ -137,8 +129,8 @@ def test_what_learning_cost_counts_the_labels_of_other_runs(tmp_path: Path) -> N
         for number, losses in enumerate(OWN.losses.T):
             store.write(number, losses, seconds=seconds)
     (own.path / "train.json").write_text('{"seconds": 5.0}')
-    assert stages._learning_seconds(own, []) == pytest.approx(25.0)
-    assert stages._learning_seconds(own, [str(other.path)]) == pytest.approx(2025.0)
+    assert learning_seconds(own, []) == pytest.approx(25.0)
+    assert learning_seconds(own, [str(other.path)]) == pytest.approx(2025.0)
 
 
 def test_other_runs_are_checked_before_the_slow_stages(tmp_path: Path, base: Path) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_encoder
 from train_in_process import settings_of, train
 from training_task import files_in, planted_answers, planted_examples, planted_labels
 
@@ -38,21 +37,12 @@ from airrep.train_settings import TrainSettings
 from airrep.train_state import layer_depths
 from airrep.trainer import TrainResult, train_encoder
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 HERE = Path(__file__).parent
 POOL, TARGETS = planted_examples(48, seed=1), planted_examples(24, seed=2)
 LABELS = planted_labels(POOL, TARGETS, subsets=40, size=12)
 QUICK = TrainSettings(learning_rate=3e-3, warmup_steps=2, max_steps=6, show_progress=False)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit-identical is a promise of the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

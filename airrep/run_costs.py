@@ -1,0 +1,58 @@
+"""What came before a run's methods: seconds of labels, training and the warm-up model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airrep.config import RunConfig
+from airrep.run_folder import RunFolder
+from airrep.run_methods import ENSEMBLE
+
+
+def preparing_seconds(
+    config: RunConfig, arguments: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """What came before a method is fitted, by its name: labels and training behind the run's
+    encoder; the warm-up model. An ensemble has what its members have.
+
+    Without those for which it is not known: labels that were imported, or made before it was
+    recorded.
+    """
+    folder = RunFolder(Path(config.output))
+    warm_up_model = folder.warm_up / "final"
+    warming = _seconds_in(folder.warm_up / "warm_up.json")
+    found: dict[str, float] = {}
+    for name, own in arguments.items():
+        parts = dict(own["members"]) if name == ENSEMBLE else {name: own}
+        spent = [learning_seconds(folder, config.more_labels)] if "airrep" in parts else []
+        if any(part.get("lm") == warm_up_model for part in parts.values()):
+            spent.append(warming)
+        known = [seconds for seconds in spent if seconds is not None]
+        if known and len(known) == len(spent):
+            found[name] = sum(known)
+    return found
+
+
+def learning_seconds(folder: RunFolder, others: Sequence[str]) -> float | None:
+    """Of the training labels, other runs' too, and of training on them and a teacher's scores."""
+    parts = [_seconds_in(folder.path / "train.json")]
+    distilled = folder.path / "distilled"
+    if distilled.is_dir():
+        parts += [_seconds_in(distilled / name) for name in ("teacher.json", "train.json")]
+    for run in (folder, *(RunFolder(Path(path)) for path in others)):
+        if not run.labels("train").is_dir():
+            return None
+        store = run.open_labels("train")
+        labels = store.seconds()
+        parts.append(sum(labels.values()) if store.done() <= labels.keys() else None)
+    known = [seconds for seconds in parts if seconds is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _seconds_in(file: Path) -> float | None:
+    """The key `seconds` of a JSON file; None where there is none."""
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -48,11 +48,15 @@ def train(config: RunConfig) -> None:
     folder = RunFolder(Path(config.output))
     store = folder.open_labels("train")
     labels = store.read()
-    missing = len(store.subsets) - len(labels.subsets)
     accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
-    if missing and accelerator.is_main_process:
-        print(f"{missing} of {len(store.subsets)} training labels are missing; training without")
-    others = [_labels_of(path, store) for path in config.more_labels]
+    others = []
+    for path in config.more_labels:
+        other = _open_labels_of(path, store)
+        others.append(other.read())
+        if accelerator.is_main_process:
+            _say_missing(other, others[-1])
+    if accelerator.is_main_process:
+        _say_missing(store, labels)
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
     pool, targets = folder.read_labelled("train", store)
     if config.distil is not None:
@@ -69,7 +73,7 @@ def train(config: RunConfig) -> None:
         print(f"{folder.encoder}: the encoder of step {result.best_step}; {held_out}")
 
 
-def _labels_of(path: str, own: LabelStore) -> Labels:
+def _open_labels_of(path: str, own: LabelStore) -> LabelStore:
     """Another run's training labels; InputError unless they are of the same examples."""
     store = RunFolder(Path(path)).open_labels("train")
     for key, what in (("examples", "pool"), ("targets", "training targets")):
@@ -78,10 +82,16 @@ def _labels_of(path: str, own: LabelStore) -> Labels:
                 f"The training labels in {store.path} are of another {what} than those in "
                 f"{own.path}; more_labels takes runs of the same data."
             )
-    labels = store.read()
-    if not labels.subsets:
+    if not store.done():
         raise InputError(f"{store.path} holds no labels yet; make them with `airrep labels`.")
-    return labels
+    return store
+
+
+def _say_missing(store: LabelStore, labels: Labels) -> None:
+    missing = len(store.subsets) - len(labels.subsets)
+    if missing:
+        where = f"training labels in {store.path}"
+        print(f"{missing} of {len(store.subsets)} {where} are missing; training without")
 
 
 def _distil(
@@ -234,6 +244,8 @@ def learning_curve(config: RunConfig, counts: str | None = None, seeds: int = 3)
     data = curve.split_for_curve(*folder.read_labelled("train", store), labels, config.train)
     base = resolve_model(config.encoder)
     accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
+    if config.more_labels and accelerator.is_main_process:
+        print("The curve is of the run's own labels: more_labels are left out.")
     found = curve.learning_curve(
         folder.path / curve.FILE,
         lambda: AirRepEncoder.from_base(base),

@@ -195,7 +195,8 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
     with another value than its `own` of something that stayed as it was (its model, say, or an
     ensemble's members, by name).
 
-    Raises InputError for a tuning that stopped in the middle, and a damaged tuned.json.
+    Raises InputError for a tuning that stopped in the middle, unless all that it tunes is `own`,
+    and a damaged tuned.json.
     """
     file = Path(folder) / FILE
     found = (_read(file) or {"methods": {}})["methods"].get(method)
@@ -207,7 +208,8 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
         fixed = fixed | {"members": names}
     if any(fixed[key] != value for key, value in (own or {}).items() if key in fixed):
         return {}
-    if found["chosen"] is None and any("error" not in row for row in found["trials"]):
+    going = [row["params"] for row in found["trials"] if "error" not in row]
+    if found["chosen"] is None and any(not params.keys() <= (own or {}).keys() for params in going):
         raise InputError(
             f"The tuning of {method} in {file} has stopped in the middle; run `airrep tune` again, "
             f"or delete {file}."

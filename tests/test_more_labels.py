@@ -118,8 +118,24 @@ def test_the_train_stage_reads_other_runs(
     shown = capsys.readouterr().out
     expected = train(base, OWN, OTHER).validation_lds
     assert f"LDS {expected:.3f} on held-out" in shown
+    assert "missing" not in shown
     with pytest.raises(InputError, match="more_labels"):
         stages.train(config)  # the folder has an encoder of other labels
+
+
+def test_missing_labels_of_another_run_are_told(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = run_folder(tmp_path / "own", OWN, POOL)
+    count = len(OTHER.subsets)
+    other = run_folder(tmp_path / "other", OTHER, POOL, made=count - 2)
+    others = [str(other.path)]
+    config = RunConfig(
+        str(own.path), encoder=str(base), device="cpu", train=SETTINGS, more_labels=others
+    )
+    stages.train(config)
+    told = f"2 of {count} training labels in {other.labels('train')} are missing"
+    assert told in capsys.readouterr().out
 
 
 def test_what_learning_cost_counts_the_labels_of_other_runs(tmp_path: Path) -> None:

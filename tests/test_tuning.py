@@ -207,6 +207,7 @@ def test_a_killed_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         InputError, match="tuning of staged in .* has stopped in the middle; run `air"
     ):
         tuned_params(tmp_path, "staged")
+    assert tuned_params(tmp_path, "staged", dict.fromkeys(GRID.values, 1)) == {}  # nothing to tune
     monkeypatch.undo()
     monkeypatch.setitem(GRIDS, "staged", GRID)
     before = len(log)

@@ -61,7 +61,8 @@ class Variant:
 VARIANTS = {
     "base": Variant(),
     "text_alone": Variant({"response_words": False}),
-    "heads_alone": Variant({"trainable_layers": 0, "learning_rate": 1e-3, "max_steps": 30}),
+    "heads_alone": Variant({"trainable_layers": 0, "learning_rate": 1e-4, "max_steps": 30}),
+    "smaller_start": Variant({"start_scale": 0.3}),
     "reliability": Variant({"target_weighting": "reliability"}),
     "pairwise_ranking": Variant({"objective": "pairwise_ranking"}),
     "soft_spearman": Variant({"objective": "soft_spearman"}),

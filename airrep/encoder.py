@@ -45,7 +45,7 @@ from airrep.pooling import mean_pool
 from airrep.provenance import clear_save_errors
 from airrep.weights import check_whole, plain_weights, resolve_model
 
-HEADS = ("projector.", "response_words.")  # what lies on top of the base, by parameters' names
+HEADS = ("projector.", "words_projector.")  # what lies on top of the base, by parameters' names
 
 
 class AirRepEncoder(PreTrainedModel):
@@ -73,7 +73,7 @@ class AirRepEncoder(PreTrainedModel):
         self.base = new_base(config) if base is None else base
         width = self.base.config.hidden_size
         self.projector = nn.Linear(width, width, dtype=self.base.dtype)
-        self.response_words = self._new_response_words() if config.response_words else None
+        self.words_projector = self._new_words_projector() if config.response_words else None
         if base is None:
             self.post_init()
         else:
@@ -158,9 +158,9 @@ class AirRepEncoder(PreTrainedModel):
 
     def project(self, pooled: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
         """Embeddings (B, d) from what `pool` (B, d) and `pool_words` gave."""
-        if self.response_words is None or words is None:
+        if self.words_projector is None or words is None:
             return self.projector(pooled)
-        return self.projector(rms_norm(pooled, pooled.shape[-1:])) + self.response_words(words)
+        return self.projector(rms_norm(pooled, pooled.shape[-1:])) + self.words_projector(words)
 
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The base's mean-pooled token states (B, d), before the projector."""
@@ -174,7 +174,7 @@ class AirRepEncoder(PreTrainedModel):
     ) -> torch.Tensor | None:
         """Means (B, e) of the response tokens' word embeddings, normalised before and after; None
         without response words, 0 for an empty response."""
-        if self.response_words is None:
+        if self.words_projector is None:
             return None
         if response_mask is None:
             raise InputError("This encoder reads the response's words; give response_mask too.")
@@ -188,12 +188,12 @@ class AirRepEncoder(PreTrainedModel):
 
         Training gives both their start. Raises InputError where the base has no word embeddings.
         """
-        words = self._new_response_words()
+        words = self._new_words_projector()
         nn.init.zeros_(words.weight)
-        self.response_words = words.to(self.device)
+        self.words_projector = words.to(self.device)
         self.config.response_words = True
 
-    def _new_response_words(self) -> nn.Linear:
+    def _new_words_projector(self) -> nn.Linear:
         try:
             table: Any = self.base.get_input_embeddings()
             size = table.embedding_dim

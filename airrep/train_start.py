@@ -31,7 +31,7 @@ def give_start(
     weighs by |score|, so it starts far off where both are left. Raises InputError for texts that
     are all alike, and scores that are not finite.
     """
-    words = encoder.response_words
+    words = encoder.words_projector
     new = words is not None and not words.weight.any()
     if not new and scale is None:
         return

@@ -138,7 +138,7 @@ class Trainer:
         self.objective = make_objective(settings.objective)
         if accelerator.is_main_process and (warning := few_held_out(self.holdout)) is not None:
             print(warning)
-        if settings.response_words and encoder.response_words is None:
+        if settings.response_words and encoder.words_projector is None:
             encoder.add_response_words()
         parameters = _trained(encoder, settings)
         graph_tokens = settings.max_graph_tokens

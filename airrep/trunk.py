@@ -130,8 +130,8 @@ class PooledTexts:
             len(tokenized), encoder.projector.in_features, device=encoder.device
         )
         self.words: torch.Tensor | None = None
-        if encoder.response_words is not None:
-            size = encoder.response_words.in_features
+        if encoder.words_projector is not None:
+            size = encoder.words_projector.in_features
             self.words = torch.empty(len(tokenized), size, device=encoder.device)
         for rows in chunks:
             ids, mask, response = encoder.pad([tokenized[row] for row in rows])

@@ -380,7 +380,7 @@ def test_response_embeddings_are_where_training_starts(encoders):
     untouched = AirRepEncoder.from_base(encoders["embedding"])
     again = make_attributor("response_embedding", encoder=untouched, scale=0.7).fit(POOL)
     np.testing.assert_allclose(again.score(POOL), scores, **CLOSE)
-    assert untouched.response_words is None
+    assert untouched.words_projector is None
     with pytest.raises(InputError, match="scale is 0"):
         method("response_embedding", encoders, scale=0.0).fit(POOL)
 

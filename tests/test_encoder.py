@@ -51,8 +51,8 @@ def test_response_words_are_added(base: Path, encoder: AirRepEncoder, tmp_path: 
     encoder.add_response_words()
     torch.testing.assert_close(encoder.encode(EXAMPLES), text)  # no words yet
     table = BertModel.from_pretrained(base, add_pooling_layer=False).embeddings.word_embeddings
-    assert encoder.response_words is not None
-    weight = torch.nn.init.normal_(encoder.response_words.weight).detach()
+    assert encoder.words_projector is not None
+    weight = torch.nn.init.normal_(encoder.words_projector.weight).detach()
     for row in (0, 2):  # "red" once and three times; neither the prompt nor [SEP] is read
         (word,) = encoder.tokenizer("red", add_special_tokens=False)["input_ids"]
         normed = torch.nn.functional.layer_norm(table.weight[word].detach(), (32,))
@@ -201,7 +201,7 @@ def test_other_architectures(tmp_path: Path) -> None:
         tokenizer.save_pretrained(str(folder))
         encoder = AirRepEncoder.from_base(folder)
         encoder.add_response_words()
-        torch.nn.init.normal_(encoder.response_words.weight)
+        torch.nn.init.normal_(encoder.words_projector.weight)
         assert encoder.max_length == length
         embeddings = encoder.encode([*EXAMPLES, Example("long", "apple " * 99, "red")])
         encoder.save_pretrained(folder / "ours")

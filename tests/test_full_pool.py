@@ -41,8 +41,8 @@ layers = pytest.mark.parametrize("trainable_layers", [None, 3, 1, 0])
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> AirRepEncoder:
     encoder = AirRepEncoder.from_base(tiny_encoder(tmp_path_factory.mktemp("base")))
     encoder.add_response_words()
-    assert encoder.response_words is not None
-    torch.nn.init.normal_(encoder.response_words.weight, std=0.1)
+    assert encoder.words_projector is not None
+    torch.nn.init.normal_(encoder.words_projector.weight, std=0.1)
     return encoder
 
 

@@ -131,18 +131,18 @@ def test_response_words_start_with_twice_the_texts_part(
     encoder = run(still).encoder
     if scale is not None:
         assert spread_of(encoder, still) == pytest.approx(scale, rel=1e-3)
-    words = encoder.response_words
+    words = encoder.words_projector
     assert words is not None
     turn = words.weight.detach() @ words.weight.detach().T
     torch.testing.assert_close(turn / turn[0, 0], torch.eye(32), atol=1e-4, rtol=0)
-    encoder.response_words = torch.nn.Linear(32, 32, bias=False)
-    torch.nn.init.zeros_(encoder.response_words.weight)
+    encoder.words_projector = torch.nn.Linear(32, 32, bias=False)
+    torch.nn.init.zeros_(encoder.words_projector.weight)
     text = spread_of(encoder, still)
     if scale is None:
         untouched = AirRepEncoder.from_base(base)
         untouched.add_response_words()
         assert text == pytest.approx(spread_of(untouched, still), rel=1e-3)
-    encoder.response_words = words
+    encoder.words_projector = words
     torch.nn.init.zeros_(encoder.projector.weight)
     assert spread_of(encoder, still) == pytest.approx(2 * text, rel=1e-3)
 
@@ -156,8 +156,8 @@ def test_equal_responses_get_no_part_from_rounding(
     still = replace(still, mixed_precision=precision)
     encoder = run(still, pool=pool, targets=targets).encoder
     assert spread_of(encoder, still, pool, targets) == pytest.approx(0.6, rel=0.05)
-    assert encoder.response_words is not None
-    words, projector = encoder.response_words.weight.norm(), encoder.projector.weight.norm()
+    assert encoder.words_projector is not None
+    words, projector = encoder.words_projector.weight.norm(), encoder.projector.weight.norm()
     torch.testing.assert_close(words, projector, rtol=1e-3, atol=0.0)
 
 
@@ -293,11 +293,11 @@ def test_lora_changes_weights_by_a_low_rank_and_leaves_a_plain_encoder(
     result = run(settings, output=tmp_path)
     assert result.history[-1]["loss"] < result.history[1]["loss"]
     assert same(weights(tmp_path), result.encoder.state_dict())
-    assert weights(tmp_path).keys() == {*start, "response_words.weight"}
+    assert weights(tmp_path).keys() == {*start, "words_projector.weight"}
     assert all(parameter.requires_grad for parameter in result.encoder.parameters())
     layers = "base.encoder.layer." if trainable_layers is None else "base.encoder.layer.2."
     for name, after in result.encoder.state_dict().items():
-        if name == "response_words.weight":
+        if name == "words_projector.weight":
             continue
         change = (after - start[name]).double()
         if name.startswith(layers) and name.endswith("weight") and "LayerNorm" not in name:

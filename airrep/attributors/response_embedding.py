@@ -56,7 +56,7 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
             if isinstance(self.encoder, str | Path)
             else copy.deepcopy(self.encoder)
         )
-        if self.encoder_.response_words is None:
+        if self.encoder_.words_projector is None:
             self.encoder_.add_response_words()
         rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE]
         some = [pool[row] for row in rows]

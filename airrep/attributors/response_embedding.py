@@ -19,11 +19,11 @@ SAMPLE = 2_000  # pool examples that set the parts of text and words, and the sc
 
 
 class ResponseEmbeddingAttributor(AirRepAttributor):
-    """score(x, z) = e(x)·e(z) where training would start: e from a text encoder and the response's
-    words, each normalised, centred on the pool (`airrep.train_start`).
+    """score(x, z) = c e(x)·e(z) where training would start: e reads a text encoder's mean and the
+    response's words, each normalised, and is centred on the pool (`airrep.train_start`).
 
     `encoder` is a folder or hub id of any text encoder, or an encoder made by
-    `AirRepEncoder.from_base`, which stays as it is. `scale` is the standard deviation of the
+    `AirRepEncoder.from_base`, which stays as it is. `scale` c is the standard deviation of the
     scores of pool examples for each other, which attention pooling depends on.
     """
 
@@ -61,5 +61,8 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
         rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE]
         some = [pool[row] for row in rows]
         every = np.arange(len(some))
-        give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, self.scale)
+        give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, scale=1.0)
         self.embeddings_ = self._embed(pool)
+
+    def _score(self, targets: Sequence[Example]) -> np.ndarray:
+        return self.scale * super()._score(targets)

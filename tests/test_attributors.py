@@ -383,6 +383,9 @@ def test_response_embeddings_are_where_training_starts(encoders):
     assert untouched.words_projector is None
     with pytest.raises(InputError, match="scale is 0"):
         method("response_embedding", encoders, scale=0.0).fit(POOL)
+    for pool in (POOL[:1], [POOL[0], replace(POOL[0], id="again")]):
+        with pytest.raises(NotApplicableError, match="needs a pool of different examples"):
+            method("response_embedding", encoders).fit(pool)
 
 
 def test_embedding_scores_are_cosines(fitted_once):

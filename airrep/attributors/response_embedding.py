@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from airrep.attributor import NotApplicableError
 from airrep.attributors.airrep import AirRepAttributor
 from airrep.examples import Example, InputError
 
@@ -56,10 +57,15 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
             if isinstance(self.encoder, str | Path)
             else copy.deepcopy(self.encoder)
         )
-        if self.encoder_.words_projector is None:
-            self.encoder_.add_response_words()
         rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE]
         some = [pool[row] for row in rows]
+        if len({(one.prompt, one.response) for one in some}) < 2:
+            raise NotApplicableError("response_embedding needs a pool of different examples.")
+        if self.encoder_.words_projector is None:
+            try:
+                self.encoder_.add_response_words()
+            except InputError as error:
+                raise NotApplicableError(f"response_embedding: {error}") from error
         every = np.arange(len(some))
         give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, scale=1.0)
         self.embeddings_ = self._embed(pool)

@@ -189,7 +189,11 @@ QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "scores": (str, None, "scores of outside tools: name=FILE,name2=FILE"),
     "methods": (str, "bm25,tfidf,response_tfidf,same_task,random", "a,b,c"),
     "params": (str, None, "parameters of methods in YAML: '{logra: {lm: DIR, layers: mlp}}'"),
-    "untrained": (str, None, "encoder before training, for a row `embedding`"),
+    "untrained": (
+        str,
+        None,
+        "encoder before training, for the rows `embedding` and `response_embedding`",
+    ),
     "published": (str, None, "folder with train.jsonl, test.jsonl and lds.jsonl"),
     "lm": (str, "not stated", "the language model behind the losses"),
     "licence": (str, "", "the licence of the examples"),

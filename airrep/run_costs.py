@@ -5,27 +5,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airrep.config import RunConfig
 from airrep.run_folder import RunFolder
-from airrep.run_methods import ENSEMBLE
 
 
 def preparing_seconds(
-    config: RunConfig, arguments: Mapping[str, Mapping[str, Any]]
+    folder: RunFolder, others: Sequence[str], arguments: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
-    """What came before a method is fitted, by its name: labels and training behind the run's
-    encoder; the warm-up model. An ensemble has what its members have.
+    """What came before a method is fitted, by its name: labels (of the `others` too, folders of
+    runs) and training behind the run's encoder; the warm-up model. An ensemble has what its members
+    have.
 
     Without those for which it is not known: labels that were imported, or made before it was
     recorded.
     """
-    folder = RunFolder(Path(config.output))
     warm_up_model = folder.warm_up / "final"
     warming = _seconds_in(folder.warm_up / "warm_up.json")
     found: dict[str, float] = {}
     for name, own in arguments.items():
-        parts = dict(own["members"]) if name == ENSEMBLE else {name: own}
-        spent = [learning_seconds(folder, config.more_labels)] if "airrep" in parts else []
+        parts = dict(own["members"]) if "members" in own else {name: own}
+        spent = [learning_seconds(folder, others)] if "airrep" in parts else []
         if any(part.get("lm") == warm_up_model for part in parts.values()):
             spent.append(warming)
         known = [seconds for seconds in spent if seconds is not None]

@@ -152,7 +152,7 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         targets,
         store.subsets,
     )
-    preparing = preparing_seconds(config, arguments)
+    preparing = preparing_seconds(folder, config.more_labels, arguments)
     inputs = _evaluation_inputs(config, names, store, (labels, again), arguments)
     inputs["prepare_seconds"] = preparing
     known = known_results(folder, inputs)

@@ -161,6 +161,12 @@ def test_equal_responses_get_no_part_from_rounding(
     torch.testing.assert_close(words, projector, rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("objective", ["pairwise_ranking", "soft_spearman"])
+def test_other_objectives_train(run: Callable[..., TrainResult], objective: Any) -> None:
+    result = run(replace(QUICK, objective=objective))
+    assert result.history[-1]["loss"] < result.history[1]["loss"]
+
+
 def test_an_encoder_that_was_refused_starts_as_a_fresh_one(base: Path) -> None:
     encoder = AirRepEncoder.from_base(base)
     settings = replace(QUICK, max_steps=1)

@@ -51,10 +51,10 @@ def train(config: RunConfig) -> None:
     accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
     others = []
     for path in config.more_labels:
-        other = _open_labels_of(path, store)
-        others.append(other.read())
+        other, read = _labels_of(path, store)
+        others.append(read)
         if accelerator.is_main_process:
-            _say_missing(other, others[-1])
+            _say_missing(other, read)
     if accelerator.is_main_process:
         _say_missing(store, labels)
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
@@ -73,7 +73,7 @@ def train(config: RunConfig) -> None:
         print(f"{folder.encoder}: the encoder of step {result.best_step}; {held_out}")
 
 
-def _open_labels_of(path: str, own: LabelStore) -> LabelStore:
+def _labels_of(path: str, own: LabelStore) -> tuple[LabelStore, Labels]:
     """Another run's training labels; InputError unless they are of the same examples."""
     store = RunFolder(Path(path)).open_labels("train")
     for key, what in (("examples", "pool"), ("targets", "training targets")):
@@ -82,9 +82,10 @@ def _open_labels_of(path: str, own: LabelStore) -> LabelStore:
                 f"The training labels in {store.path} are of another {what} than those in "
                 f"{own.path}; more_labels takes runs of the same data."
             )
-    if not store.done():
+    labels = store.read()
+    if not labels.subsets:
         raise InputError(f"{store.path} holds no labels yet; make them with `airrep labels`.")
-    return store
+    return store, labels
 
 
 def _say_missing(store: LabelStore, labels: Labels) -> None:

@@ -23,6 +23,7 @@ class AirRepAttributor(Attributor):
     """
 
     name = "airrep"
+    trained = True  # else `encoder` is a text encoder as it comes
 
     def __init__(
         self,
@@ -39,20 +40,20 @@ class AirRepAttributor(Attributor):
         self.show_progress = show_progress
 
     def _fit(self, pool: Sequence[Example]) -> None:
-        self.encoder_ = self._place(
-            self._open_encoder(self.encoder)
-            if isinstance(self.encoder, str | Path)
-            else self.encoder
-        )
+        self.encoder_ = self._place(self._open_encoder())
         self.embeddings_ = self._embed(pool)
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         return self._embed(targets) @ self.embeddings_.T
 
-    def _open_encoder(self, source: str | Path) -> AirRepEncoder:
+    def _open_encoder(self) -> AirRepEncoder:
+        """The encoder from its folder or hub id; itself where it was given."""
         from airrep.encoder import AirRepEncoder
 
-        return AirRepEncoder.from_pretrained(str(source))
+        if not isinstance(self.encoder, str | Path):
+            return self.encoder
+        load = AirRepEncoder.from_pretrained if self.trained else AirRepEncoder.from_base
+        return load(str(self.encoder))
 
     def _embed(self, examples: Sequence[Example]) -> np.ndarray:
         """Embeddings (n, d) float32."""

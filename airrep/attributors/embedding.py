@@ -23,6 +23,7 @@ class EmbeddingAttributor(AirRepAttributor):
     """
 
     name = "embedding"
+    trained = False
 
     def __init__(
         self,
@@ -33,11 +34,6 @@ class EmbeddingAttributor(AirRepAttributor):
         show_progress: bool = False,
     ) -> None:
         super().__init__(encoder, pooling, batch_size, device, show_progress)
-
-    def _open_encoder(self, source: str | Path) -> AirRepEncoder:
-        from airrep.encoder import AirRepEncoder
-
-        return AirRepEncoder.from_base(str(source))
 
     def _embed(self, examples: Sequence[Example]) -> np.ndarray:
         embeddings = super()._embed(examples)

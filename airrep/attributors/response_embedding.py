@@ -29,6 +29,7 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
     """
 
     name = "response_embedding"
+    trained = False
 
     def __init__(
         self,
@@ -42,21 +43,14 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
         super().__init__(encoder, pooling, batch_size, device, show_progress)
         self.scale = scale
 
-    def _open_encoder(self, source: str | Path) -> AirRepEncoder:
-        from airrep.encoder import AirRepEncoder
-
-        return AirRepEncoder.from_base(str(source))
-
     def _fit(self, pool: Sequence[Example]) -> None:
         from airrep.train_start import give_start
 
         if not self.scale > 0:
             raise InputError(f"scale is {self.scale}; give a number above 0.")
-        self.encoder_ = self._place(
-            self._open_encoder(self.encoder)
-            if isinstance(self.encoder, str | Path)
-            else copy.deepcopy(self.encoder)
-        )
+        encoder = self._open_encoder()
+        given = encoder is self.encoder
+        self.encoder_ = self._place(copy.deepcopy(encoder) if given else encoder)
         rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE]
         some = [pool[row] for row in rows]
         if len({(one.prompt, one.response) for one in some}) < 2:

@@ -67,6 +67,8 @@ class AirRepEncoder(PreTrainedModel):
     _supports_attention_backend = True
 
     tokenizer: Any = None
+    # Means over tokens, by token ids: to share among encoders of one frozen base. None keeps none.
+    means: dict[bytes, torch.Tensor] | None = None
 
     def __init__(self, config: AirRepConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -169,6 +171,24 @@ class AirRepEncoder(PreTrainedModel):
             hidden = self.base(input_ids, attention_mask=mask).last_hidden_state
         return mean_pool(hidden, mask)
 
+    def pool_texts(
+        self, texts: Sequence[TokenizedExample]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `project` takes of the texts: what `pool` (B, d) and `pool_words` make of them.
+
+        Texts whose means are in `means` do not go through the base again.
+        """
+        ids, mask, response = self.pad(texts)
+        words = self.pool_words(ids, response)
+        if self.means is None:
+            return self.pool(ids, mask), words
+        keys = [text.ids.tobytes() for text in texts]
+        new = [row for row, key in enumerate(keys) if key not in self.means]
+        if new:
+            means = self.pool(ids[new], mask[new])
+            self.means.update(zip([keys[row] for row in new], means, strict=True))
+        return torch.stack([self.means[key] for key in keys]), words
+
     def pool_words(
         self, input_ids: torch.Tensor, response_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
@@ -245,8 +265,8 @@ class AirRepEncoder(PreTrainedModel):
         )
         with evaluating(self), torch.inference_mode():
             for rows in tqdm(batches, desc="encode", disable=not show_progress):
-                inputs = self.pad([tokenized[row] for row in rows])
-                embeddings[torch.from_numpy(rows)] = self(*inputs).float().cpu()
+                pooled, words = self.pool_texts([tokenized[row] for row in rows])
+                embeddings[torch.from_numpy(rows)] = self.project(pooled, words).float().cpu()
         return embeddings
 
     def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

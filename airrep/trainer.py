@@ -140,6 +140,8 @@ class Trainer:
             print(warning)
         if settings.response_words and encoder.words_projector is None:
             encoder.add_response_words()
+        if settings.trainable_layers != 0:
+            encoder.means = None  # the base changes
         parameters = _trained(encoder, settings)
         graph_tokens = settings.max_graph_tokens
         if graph_tokens is None:

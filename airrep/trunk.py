@@ -134,10 +134,9 @@ class PooledTexts:
             size = encoder.words_projector.in_features
             self.words = torch.empty(len(tokenized), size, device=encoder.device)
         for rows in chunks:
-            ids, mask, response = encoder.pad([tokenized[row] for row in rows])
             places = torch.from_numpy(rows).to(encoder.device)
-            self.pooled[places] = encoder.pool(ids, mask).float()
-            words = encoder.pool_words(ids, response)
+            pooled, words = encoder.pool_texts([tokenized[row] for row in rows])
+            self.pooled[places] = pooled.float()
             if self.words is not None and words is not None:
                 self.words[places] = words.float()
 

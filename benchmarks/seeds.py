@@ -77,6 +77,7 @@ class Bench:
         _, self.tests = folder.read_labelled("test", test)
         self.labels, self.test_labels = train.read(), test.read()
         self.device = pick_device(config.device)
+        self.means: dict[bytes, torch.Tensor] = {}  # of a base that no training changes
         self.folder.mkdir(exist_ok=True)
 
     @cached_property
@@ -115,6 +116,7 @@ class Bench:
             settings = self.settings(variant, seed)
             start = time.perf_counter()
             encoder = AirRepEncoder.from_base(resolve_model(self.config.encoder))
+            encoder.means = self.means
             about: dict[str, Any] = {}
             if VARIANTS[variant].distils:
                 scores = self.method(self.options.teacher)[: len(self.targets)]

@@ -70,6 +70,27 @@ def test_response_words_are_added(base: Path, encoder: AirRepEncoder, tmp_path: 
         again(ids, mask)
 
 
+def test_encoders_of_one_base_share_its_means(base: Path, encoder: AirRepEncoder) -> None:
+    encoder.add_response_words()
+    assert encoder.words_projector is not None
+    torch.nn.init.normal_(encoder.words_projector.weight)
+    # The same text, of which another part is the response.
+    split = Example("split", EXAMPLES[2].prompt, "red red\nAnswer: red")
+    moved = Example("moved", EXAMPLES[2].prompt + "\nAnswer: red red", "red")
+    texts = [*EXAMPLES, split, moved, EXAMPLES[0]]
+    expected = encoder.encode(texts)
+    encoder.means = {}
+    torch.testing.assert_close(encoder.encode(EXAMPLES[:6], batch_size=4), expected[:6])
+    torch.testing.assert_close(encoder.encode(texts, batch_size=5), expected)
+    assert len(encoder.means) == len({text.ids.tobytes() for text in encoder.tokenize(texts)})
+    other = AirRepEncoder.from_base(base)
+    other.means = encoder.means
+    other.base.forward = None  # not called again
+    torch.testing.assert_close(
+        other.encode(EXAMPLES), AirRepEncoder.from_base(base).encode(EXAMPLES)
+    )
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_batch_size_and_order_change_nothing(encoder: AirRepEncoder, batch_size: int) -> None:
     expected = encoder.encode(EXAMPLES)

@@ -288,6 +288,21 @@ def test_frozen_layers_stay_as_they_were(
     assert (len(changed) > 2) == (trainable_layers == 1)
 
 
+@pytest.mark.parametrize("trainable_layers", [0, 1])
+def test_means_of_a_base_outlive_trainings_that_leave_it_as_it_is(
+    base: Path, run: Callable[..., TrainResult], trainable_layers: int
+) -> None:
+    settings = replace(QUICK, trainable_layers=trainable_layers)
+    expected = run(settings).encoder.encode(POOL)
+    means: dict[bytes, torch.Tensor] = {}
+    for _ in range(2):
+        encoder = AirRepEncoder.from_base(base)
+        encoder.means = means
+        train_encoder(encoder, POOL, TARGETS, LABELS, settings, None)
+        torch.testing.assert_close(encoder.encode(POOL), expected)
+        assert bool(means) == (trainable_layers == 0)
+
+
 @pytest.mark.parametrize("trainable_layers", [None, 1])
 def test_lora_changes_weights_by_a_low_rank_and_leaves_a_plain_encoder(
     base: Path, run: Callable[..., TrainResult], tmp_path: Path, trainable_layers: int | None

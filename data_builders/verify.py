@@ -19,6 +19,7 @@ from data_builders.run_data import SPLITS
 from data_builders.verify_claims import (
     ClaimedScores,
     check_claims,
+    check_enough,
     describe_claim,
     fresh_plan,
     read_claims,
@@ -140,6 +141,7 @@ def verify(
     scores: list[ClaimedScores] = []
     if settings.tries_scores():
         scores = read_claims(folder, pool, targets, settings.methods, settings.claims)
+        check_enough(scores, count)  # before the training, not after it
     labels_sha256 = fingerprint_labels(store, map(store.read, REPEATS))
     commitment = _commitment(labels_sha256, scores)
     drawing = trainer.work / "draw.json"

@@ -82,6 +82,18 @@ def read_claims(
     return found
 
 
+def check_enough(scores: Sequence[ClaimedScores], again: int, fresh: int = LEAST) -> None:
+    """Raises InputError where scores would be tried on fewer than LEAST labels: files of pairs on
+    `fresh` ones, files of subset scores on labels trained `again`."""
+    for one in scores:
+        count = again if one.given.scores is None else fresh
+        if count < LEAST:
+            raise InputError(
+                f"{one.path} would be tried on {count} labels; train at least {LEAST} again, with "
+                "--count."
+            )
+
+
 def fresh_plan(
     known: Sequence[np.ndarray], pool_size: int, count: int, seed: int
 ) -> list[np.ndarray]:
@@ -120,16 +132,12 @@ def check_claims(
     together are judged with `confidence`. Raises InputError for fewer than LEAST labels to try a
     file on.
     """
+    check_enough(scores, len(again.subsets), len(fresh.subsets))
     each = 1 - (1 - confidence) / max(1, sum(len(one.claims) for one in scores))
     rows = []
     for one in scores:
         is_fresh = one.given.scores is not None
         unseen = fresh if is_fresh else again
-        if len(unseen.subsets) < LEAST:
-            raise InputError(
-                f"{one.path} would be tried on {len(unseen.subsets)} labels; train at least "
-                f"{LEAST} again, with --count."
-            )
         # An evaluation knows only the subsets that had labels.
         columns = None if is_fresh else one.given.subset_scores.shape[1]  # type: ignore[union-attr]
         known = stored.subsets if columns == len(stored.subsets) else plan

@@ -489,6 +489,14 @@ def test_null_in_the_file_of_a_query_is_refused(tmp_path: Path, fails: Fails) ->
     assert "top_k is null; give a value" in fails("rank", "--config", str(tmp_path / "q.yaml"))
 
 
+def test_null_is_taken_where_it_is_the_default(fails: Fails) -> None:
+    files = "--encoder e --examples x --output x.txt --columns null"
+    line = fails("encode", *files.split(), "--batch-size", "null")
+    assert "The output x.txt must end in .safetensors." in line
+    line = fails("encode", *files.split(), "--batch-size", "some")
+    assert "batch_size got some; it takes a whole number or null." in line
+
+
 @pytest.mark.parametrize(
     ("number", "advice"),
     [(errno.ENOSPC, "free some space: what is finished is kept"), (errno.EISDIR, "check the path")],

@@ -329,6 +329,7 @@ def test_files_of_scores(config: RunConfig, tmp_path: Path, cache: Path) -> None
     shutil.rmtree(cache)
     with pytest.raises(InputError, match="tried on 1 labels; train at least 8 again"):
         run(config, CLAIMS, methods=str(path), lds=0.5, count=1, entropy=1)
+    assert not cache.exists()  # said before anything was trained
     found = run(config, CLAIMS, methods=str(path), lds=0.5, count=20)
     assert claims(found) == {"lds": True}
     assert not found["claims"][0]["fresh"]

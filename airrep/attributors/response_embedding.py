@@ -61,7 +61,9 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
             except InputError as error:
                 raise NotApplicableError(f"response_embedding: {error}") from error
         every = np.arange(len(some))
+        means, self.encoder_.means = self.encoder_.means, {}  # it is encoded twice
         give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, scale=1.0)
+        self.encoder_.means = means
         self.embeddings_ = self._embed(pool)
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:

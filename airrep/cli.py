@@ -198,8 +198,8 @@ def _add_query_flags(parser: ArgumentParser, function: str) -> None:
         flag = parameter.name.replace("_", "-")
         kind, default, meaning = QUERY_FLAGS[flag]
         needed = parameter.default is inspect.Parameter.empty
-        kind = kind | None if default is None and not needed else kind
-        parser.add_argument(f"--{flag}", type=kind, default=default, required=needed, help=meaning)
+        taken: Any = kind | None if default is None and not needed else kind
+        parser.add_argument(f"--{flag}", type=taken, default=default, required=needed, help=meaning)
 
 
 def _run(command: str, values: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 Ours also reads the response's words by themselves, which the mean over all tokens drowns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -279,6 +279,21 @@ class AirRepEncoder(PreTrainedModel):
             nn.init.zeros_(self.projector.bias)
         else:
             super()._init_weights(module)
+
+
+def sharing_means(source: str | Path) -> Callable[[], AirRepEncoder]:
+    """Gives untrained encoders on one base (`AirRepEncoder.from_base`), one a call.
+
+    They share `means`: as long as training leaves the base as it is, a text goes through it once.
+    """
+    means: dict[bytes, torch.Tensor] = {}
+
+    def make() -> AirRepEncoder:
+        encoder = AirRepEncoder.from_base(source)
+        encoder.means = means
+        return encoder
+
+    return make
 
 
 def add_lora(encoder: AirRepEncoder, rank: int, seed: int) -> None:

@@ -237,26 +237,19 @@ def learning_curve(config: RunConfig, counts: str | None = None, seeds: int = 3)
     from accelerate import Accelerator
 
     from airrep import learning_curve as curve
-    from airrep.encoder import AirRepEncoder
+    from airrep.encoder import sharing_means
 
     folder = RunFolder(Path(config.output))
     store = folder.open_labels("train")
     labels = store.read()
     data = curve.split_for_curve(*folder.read_labelled("train", store), labels, config.train)
     base = resolve_model(config.encoder)
-    means: dict[bytes, Any] = {}  # of a base that no training changes
-
-    def make_encoder() -> AirRepEncoder:
-        encoder = AirRepEncoder.from_base(base)
-        encoder.means = means
-        return encoder
-
     accelerator = Accelerator(cpu=pick_device(config.device) == "cpu")
     if config.more_labels and accelerator.is_main_process:
         print("The curve is of the run's own labels: more_labels are left out.")
     found = curve.learning_curve(
         folder.path / curve.FILE,
-        make_encoder,
+        sharing_means(base),
         data,
         config.train,
         curve.pick_counts(data, config.train, counts),

@@ -29,7 +29,10 @@ class TrainSettings:
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
-        warmup_steps: steps in which the learning rate rises from 0.
+        scale_learning_rate: rate of the logarithms of the two parts' scales (text, response
+            words), by which training finds how sharp attention should be and what each part
+            should count, wherever they start; warmed up alike. None leaves that to the weights.
+        warmup_steps: steps in which the learning rates rise from 0.
         layer_decay: the learning rate of each layer as a share of that of the layer above it; the
             projector has the whole rate, the token embeddings the least. None is 1.
         weight_decay: on matrices only, not on biases and norms.
@@ -66,8 +69,9 @@ class TrainSettings:
     objective: ObjectiveName = "correlation"
     target_weighting: Weighting | None = None
     response_words: bool = True
-    start_scale: float | None = 0.6
+    start_scale: float | None = 0.3
     learning_rate: float = 1e-4
+    scale_learning_rate: float | None = 0.02
     warmup_steps: int = 10
     layer_decay: float | None = None
     weight_decay: float = 0.01
@@ -120,8 +124,10 @@ def check_settings(settings: TrainSettings) -> None:
             raise InputError(
                 f"{name} is {getattr(settings, name)}; give a share from 0 to below 1, such as 0.2."
             )
-    if settings.start_scale is not None and not settings.start_scale > 0:
-        raise InputError(f"start_scale is {settings.start_scale}; give a number above 0, or none.")
+    for name in ("start_scale", "scale_learning_rate"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value}; give a number above 0, or none.")
     if settings.layer_decay is not None and not 0 < settings.layer_decay <= 1:
         raise InputError(
             f"layer_decay is {settings.layer_decay}; give a share above 0 up to 1, or none."

@@ -19,6 +19,8 @@ from airrep.checkpoint import (
 from airrep.encoder import HEADS
 from airrep.train_settings import TrainSettings
 
+SCALE_EPSILON = 1e-4  # a gradient far below this is rounding, of an objective blind to scale
+
 
 class TrainState:
     """Everything a checkpoint holds. `step` counts updates done."""
@@ -26,7 +28,13 @@ class TrainState:
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
         self.parameters = dict(parameters)
         self.settings = settings
-        self.optimizer = _adamw(self.parameters, settings)
+        self._heads = _heads(self.parameters) if settings.scale_learning_rate else {}
+        # Logarithms of the factors by which the coming step scales the heads; 0 between steps.
+        self._scales = {
+            f"scale/{head}": nn.Parameter(torch.zeros((), device=members[0].device))
+            for head, members in self._heads.items()
+        }
+        self.optimizer = _adamw(self.parameters, settings, list(self._scales.values()))
         self.step = 0
         self.best_step = 0
         self.best_lds: float | None = None
@@ -36,12 +44,14 @@ class TrainState:
 
     def update(self) -> float:
         """One step of the optimiser along the gradients; returns their norm before clipping."""
+        self._derive_scales()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._apply_scales()
         self._average_weights()
         return float(norm)
 
@@ -85,7 +95,7 @@ class TrainState:
 
     def checkpoint(self, fingerprint: Mapping[str, Any]) -> Checkpoint:
         tensors = named_tensors("weights", self.parameters) | named_tensors("best", self.best)
-        tensors |= optimizer_tensors(self.optimizer, self.parameters)
+        tensors |= optimizer_tensors(self.optimizer, self.parameters | self._scales)
         if self.average is not None:
             tensors |= named_tensors("average", self.average)
         state = {
@@ -105,7 +115,20 @@ class TrainState:
         self.best = self._copy(group_tensors("best", checkpoint.tensors))
         if self.average is not None:
             self.average = self._copy(group_tensors("average", checkpoint.tensors))
-        restore_optimizer(self.optimizer, self.parameters, checkpoint.tensors)
+        restore_optimizer(self.optimizer, self.parameters | self._scales, checkpoint.tensors)
+
+    def _derive_scales(self) -> None:
+        """Gradients by the scales: a head is linear in its weights, so they need no pass."""
+        for scale, members in zip(self._scales.values(), self._heads.values(), strict=True):
+            parts = [(one.grad * one.detach()).sum() for one in members if one.grad is not None]
+            scale.grad = torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def _apply_scales(self) -> None:
+        for scale, members in zip(self._scales.values(), self._heads.values(), strict=True):
+            for parameter in members:
+                parameter.mul_(scale.exp())
+            scale.zero_()
 
     def _average_weights(self) -> None:
         if self.average is None or self.settings.average is None:
@@ -140,7 +163,18 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     return {name: top if name.startswith(HEADS) else depth for name, depth in depths.items()}
 
 
-def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+def _heads(parameters: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """What lies on top of the base, by the part that it is of."""
+    found = {
+        head: [parameter for name, parameter in parameters.items() if name.startswith(head)]
+        for head in HEADS
+    }
+    return {head: members for head, members in found.items() if members}
+
+
+def _adamw(
+    parameters: Mapping[str, nn.Parameter], settings: TrainSettings, scales: list[nn.Parameter]
+) -> torch.optim.AdamW:
     """Groups by weight decay and by `share`, the part of the learning rate that a layer has."""
     depths = layer_depths(parameters)
     decay = 1.0 if settings.layer_decay is None else settings.layer_decay
@@ -148,10 +182,12 @@ def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> t
     for name, parameter in parameters.items():
         share = decay ** (max(depths.values()) - depths[name])
         groups[settings.weight_decay if parameter.ndim >= 2 else 0.0, share].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": weight_decay, "share": share}
-            for (weight_decay, share), members in groups.items()
-        ],
-        lr=settings.learning_rate,
-    )
+    described: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": weight_decay, "share": share}
+        for (weight_decay, share), members in groups.items()
+    ]
+    if scales and settings.scale_learning_rate is not None:
+        share = settings.scale_learning_rate / settings.learning_rate
+        own = {"params": scales, "weight_decay": 0.0, "share": share, "eps": SCALE_EPSILON}
+        described.append(own)
+    return torch.optim.AdamW(described, lr=settings.learning_rate)

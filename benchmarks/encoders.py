@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from airrep.encoder import AirRepEncoder
+from airrep.encoder import AirRepEncoder, sharing_means
 from airrep.learning_curve import CurveLabels
 from airrep.metrics import interval
 from airrep.weights import plain_weights, resolve_model
@@ -61,7 +61,10 @@ def main() -> None:
         base = plain_weights(resolve_model(name))
         row = untrained(base, data)
         start = time.perf_counter()
-        encoders = [train(Variant(), base, data, settings, seed) for seed in range(args.seeds)]
+        new_encoder = sharing_means(base)
+        encoders = [
+            train(Variant(), new_encoder, data, settings, seed) for seed in range(args.seeds)
+        ]
         row["seconds"] = (time.perf_counter() - start) / args.seeds
         found, drawn = measure(encoders, data)
         first = drawn if first is None else first

@@ -40,6 +40,7 @@ PUBLISHED = {
     "objective": "pairwise_ranking",
     "response_words": False,
     "start_scale": None,
+    "scale_learning_rate": None,
     "subsets_per_step": 32,
     "learning_rate": 1e-4,
 }

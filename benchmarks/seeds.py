@@ -31,7 +31,7 @@ from airrep.attributors.ensemble import fit_weights, mix, reference_subsets, sta
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.distillation import distil_encoder
-from airrep.encoder import AirRepEncoder
+from airrep.encoder import sharing_means
 from airrep.examples import Example
 from airrep.holdout import held_out_labels
 from airrep.label_store import Labels
@@ -77,7 +77,7 @@ class Bench:
         _, self.tests = folder.read_labelled("test", test)
         self.labels, self.test_labels = train.read(), test.read()
         self.device = pick_device(config.device)
-        self.means: dict[bytes, torch.Tensor] = {}  # of a base that no training changes
+        self.new_encoder = sharing_means(resolve_model(config.encoder))
         self.folder.mkdir(exist_ok=True)
 
     @cached_property
@@ -115,8 +115,7 @@ class Bench:
             accelerator = Accelerator()
             settings = self.settings(variant, seed)
             start = time.perf_counter()
-            encoder = AirRepEncoder.from_base(resolve_model(self.config.encoder))
-            encoder.means = self.means
+            encoder = self.new_encoder()
             about: dict[str, Any] = {}
             if VARIANTS[variant].distils:
                 scores = self.method(self.options.teacher)[: len(self.targets)]

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from airrep.encoder import AirRepEncoder
+from airrep.encoder import sharing_means
 from airrep.examples import InputError
 from airrep.label_store import Labels
 from airrep.learning_curve import CurveLabels, split_for_curve
@@ -66,7 +66,8 @@ def main() -> None:
     add_shared_options(parser)
     args = parser.parse_args()
     settings = replace(BASE, max_steps=args.steps, trainable_layers=args.trainable_layers)
-    base, runs = resolve_model(args.encoder), read_runs(args.runs.split(","))
+    runs = read_runs(args.runs.split(","))
+    new_encoder = sharing_means(resolve_model(args.encoder))
     split = next(iter(runs.values())).split
     print(
         f"{len(split.train_subsets)} subsets x {len(split.train_targets)} targets train, "
@@ -78,19 +79,21 @@ def main() -> None:
     for name, found in reliabilities.items():
         print(f"reliability of {name}: {describe_reliability(found)}")
     trained = {
-        f"trained on {name}": [train(Variant(), base, data, settings, s) for s in range(args.seeds)]
+        f"trained on {name}": [
+            train(Variant(), new_encoder, data, settings, s) for s in range(args.seeds)
+        ]
         for name, data in runs.items()
     }
     for name, data in runs.items():
         training = [other.part(len(split.train_subsets), 0)[1] for other in runs.values()]
         others = [labels for other, labels in zip(runs, training, strict=True) if other != name]
         trained[f"{name} and the others'"] = [
-            train(Variant(), base, data, settings, s, others) for s in range(args.seeds)
+            train(Variant(), new_encoder, data, settings, s, others) for s in range(args.seeds)
         ]
     rows = []
     for judge, data in runs.items():
         found = {name: measure(encoders, data) for name, encoders in trained.items()}
-        found["untrained"] = measure([AirRepEncoder.from_base(base)], data)
+        found["untrained"] = measure([new_encoder()], data)
         found |= {
             f"labels of {name}": agreement(other, data)
             for name, other in runs.items()

@@ -43,6 +43,10 @@ HERE = Path(__file__).parent
 POOL, TARGETS = planted_examples(48, seed=1), planted_examples(24, seed=2)
 LABELS = planted_labels(POOL, TARGETS, subsets=40, size=12)
 QUICK = TrainSettings(learning_rate=3e-3, warmup_steps=2, max_steps=6, show_progress=False)
+# One step that moves nothing: the encoder as training starts it.
+STILL = replace(
+    QUICK, learning_rate=1e-12, scale_learning_rate=None, max_steps=1, validation_subsets=0.0
+)
 
 
 @pytest.fixture
@@ -126,8 +130,7 @@ def spread_of(encoder: AirRepEncoder, settings: TrainSettings, pool=POOL, target
 def test_response_words_start_with_twice_the_texts_part(
     base: Path, run: Callable[..., TrainResult], scale: float | None
 ) -> None:
-    still = replace(QUICK, max_steps=1, learning_rate=1e-12, validation_subsets=0.0)
-    still = replace(still, start_scale=scale)
+    still = replace(STILL, start_scale=scale)
     encoder = run(still).encoder
     if scale is not None:
         assert spread_of(encoder, still) == pytest.approx(scale, rel=1e-3)
@@ -152,8 +155,7 @@ def test_equal_responses_get_no_part_from_rounding(
     run: Callable[..., TrainResult], precision: Any
 ) -> None:
     pool, targets = ([replace(one, response="red") for one in some] for some in (POOL, TARGETS))
-    still = replace(QUICK, max_steps=1, learning_rate=1e-12, validation_subsets=0.0)
-    still = replace(still, mixed_precision=precision)
+    still = replace(STILL, mixed_precision=precision, start_scale=0.6)
     encoder = run(still, pool=pool, targets=targets).encoder
     assert spread_of(encoder, still, pool, targets) == pytest.approx(0.6, rel=0.05)
     assert encoder.words_projector is not None
@@ -264,15 +266,28 @@ def test_unreliable_targets_weigh_less(run: Callable[..., TrainResult]) -> None:
 
 
 def test_scores_start_centred_and_scaled(run: Callable[..., TrainResult]) -> None:
-    still = replace(QUICK, learning_rate=1e-12, max_steps=1, validation_subsets=0.0)
-    settings = replace(still, start_scale=0.7)
+    settings = replace(STILL, start_scale=0.7)
     encoder = run(settings).encoder
     pool, targets = encoder.encode(POOL), encoder.encode(TARGETS)
     scores = targets[hold_out(LABELS, settings).train_targets] @ pool.T
     assert float(scores.std()) == pytest.approx(0.7, rel=1e-4)
     torch.testing.assert_close(pool.mean(dim=0), torch.zeros(pool.shape[1]), atol=1e-5, rtol=0)
-    untouched = run(replace(still, start_scale=None)).encoder.encode(POOL)
+    untouched = run(replace(STILL, start_scale=None)).encoder.encode(POOL)
     assert float(untouched.mean(dim=0).abs().max()) > 1e-3
+
+
+def test_the_parts_scales_alone_make_the_loss_fall(run: Callable[..., TrainResult]) -> None:
+    alone = replace(STILL, warmup_steps=0, scale_learning_rate=0.1)  # no weight moves for itself
+    before, after = run(STILL).encoder, run(alone).encoder
+    heads = [(before.projector, after.projector)]
+    heads.append((before.words_projector, after.words_projector))  # type: ignore[arg-type]
+    for one, other in heads:
+        factor = (other.weight.norm() / one.weight.norm()).detach()
+        assert abs(float(factor.log())) == pytest.approx(0.1, rel=0.01)
+        torch.testing.assert_close(other.weight, factor * one.weight)
+    for start in (0.05, 3.0):
+        losses = history(run(replace(alone, start_scale=start, max_steps=25)), "loss")[1:]
+        assert losses[-1][0] < losses[0][0] - 0.01
 
 
 @pytest.mark.parametrize("trainable_layers", [0, 1])
@@ -350,8 +365,14 @@ def test_lora_resumes_bit_by_bit(
 def test_lower_layers_learn_more_slowly(base: Path, run: Callable[..., TrainResult]) -> None:
     """One step of Adam moves every weight by about its learning rate."""
     start = AirRepEncoder.from_base(base).state_dict()
-    still = replace(QUICK, warmup_steps=0, max_steps=1, start_scale=None, weight_decay=0.0)
-    settings = replace(still, layer_decay=0.5, validation_subsets=0.0)
+    settings = replace(
+        STILL,
+        learning_rate=3e-3,
+        warmup_steps=0,
+        start_scale=None,
+        weight_decay=0.0,
+        layer_decay=0.5,
+    )
     after = run(settings).encoder.state_dict()
     for name, share in {
         "projector.weight": 1.0,

@@ -217,6 +217,16 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
     return dict(found["chosen"] or {})
 
 
+def check_source(folder: str | Path, method: str, source: Mapping[str, str]) -> None:
+    """Raises InputError where a method was tuned with other models than those of `source`."""
+    found = (_read(Path(folder) / FILE) or {"methods": {}})["methods"].get(method)
+    if found is not None and found["identity"]["source"] != source:
+        raise InputError(
+            f"{method} was tuned with other models than it would be used with now; run `airrep "
+            f"tune --methods {method}` again."
+        )
+
+
 def describe(found: Mapping[str, Any]) -> list[str]:
     """What was chosen, in lines: LDS on the held-out labels, and how many trials it took."""
     about, methods = found["inputs"], found["methods"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from airrep import stages
 from airrep.config import (
@@ -167,6 +168,15 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
     params = PARAMS | {"ensemble": {"members": ["airrep", "tfidf"]}}
     other = replace(config, evaluate=replace(config.evaluate, params=params))
     assert "weights" not in method_arguments(other, ["ensemble"])["ensemble"]
+    # Nor weights that were fitted with another encoder.
+    copied = replace(config, output=str(tmp_path / "copied"))
+    shutil.copytree(config.output, copied.output)
+    weights = Path(copied.output) / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["projector.bias"] += 1
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match="ensemble was tuned with other models .* tune --methods"):
+        method_arguments(copied, ["ensemble"])
 
 
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:

@@ -217,6 +217,20 @@ def test_one_members_large_scores_do_not_drown_the_other() -> None:
     assert found["members"] > found["attention"] + 0.05
 
 
+def test_targets_that_are_in_the_pool_have_the_scale_of_those_that_are_not() -> None:
+    rng = np.random.default_rng(0)
+    scores, reference = rng.normal(size=(6, 50)), rng.normal(size=(6, 400))
+    expected = standardise(scores, reference)
+    assert expected.std() == pytest.approx(1, abs=0.2)
+    own = rng.random(reference.shape) < 0.05  # subsets that the target itself is in
+    np.testing.assert_allclose(
+        standardise(scores, np.where(own, 400.0, reference)), expected, atol=0.5
+    )
+    # Where most subsets score the same, percentiles say nothing and the deviation counts.
+    rare = np.where(own, 3.0, 0.0)
+    np.testing.assert_allclose(standardise(rare, rare), standardise(rare))
+
+
 def test_subsets_as_large_as_the_pool_do_not_take_the_scale_away() -> None:
     whole = np.arange(len(DATA.pool))
     subsets = [whole, whole, whole, whole[:5], whole[5:10]]

@@ -16,6 +16,8 @@ from airrep.examples import Example, InputError
 from airrep.metrics import lds_per_target
 
 REFERENCES = 100  # random subsets that give the scale of subsets' scores
+PERCENTILES = (15.87, 50.0, 84.13)  # of a normal distribution: one standard deviation apart
+LEAST_SPREAD = 1e-3  # of the standard deviation
 ROUNDS = 20  # of fitting: a weight is a multiple of 1/20 at finest
 # A member as given: an attributor, a method's name, or its name and parameters.
 Member = Attributor | str | tuple[str, Mapping[str, Any]]
@@ -30,9 +32,11 @@ class EnsembleAttributor(Attributor):
     weight on it the ensemble is the first member.
 
     The score of a subset is made in the same way of the members' scores of it, each pooled as that
-    member does by itself, so that one member's large scores cannot drown another's. Mean and
-    standard deviation are then over random subsets of the pool (`reference_subsets`), of a size
-    that depends on the subsets asked for.
+    member does by itself, so that one member's large scores cannot drown another's. In place of
+    mean and standard deviation stand the median and half the distance between the 16th and the
+    84th percentile over random subsets of the pool (`reference_subsets`), of a size that depends
+    on the subsets asked for: a target that is an example of the pool too scores the few subsets
+    that it is in far above the others, and would have a scale of its own.
 
     `members` are unfitted attributors, names of methods, or pairs (name, parameters); `weights`
     one number of at least 0 a member, None for equal ones. `fit_weights` finds weights from
@@ -132,19 +136,19 @@ def combine(
 ) -> np.ndarray:
     """The weighted mean (T, N) of members' scores (T, N) in the units of the first one.
 
-    See `EnsembleAttributor` for the formula. Mean and standard deviation are those of each
-    member's `reference` (T, R), or of the scores themselves. Raises InputError for shapes or
-    numbers that do not fit together.
+    See `EnsembleAttributor` for the formula: centre and spread are those of each member's
+    `reference` (T, R) of random subsets, or mean and standard deviation of the scores themselves.
+    Raises InputError for shapes or numbers that do not fit together.
     """
     if len({one.shape for one in scores}) > 1:
         raise InputError(
             f"The members' scores have shapes {[one.shape for one in scores]}; give scores of the "
             "same targets and pool."
         )
-    reference = scores if reference is None else reference
-    mean, units, _ = _moments(reference[0])
-    mixed = mix(list(map(standardise, scores, reference)), weights)
-    return np.asarray(mean + units * mixed, dtype=np.float32)
+    references = [None] * len(scores) if reference is None else reference
+    centre, units, _ = _units(scores[0], references[0])
+    mixed = mix(list(map(standardise, scores, references)), weights)
+    return np.asarray(centre + units * mixed, dtype=np.float32)
 
 
 def mix(
@@ -168,11 +172,12 @@ def reference_subsets(subsets: Sequence[np.ndarray], pool_size: int) -> list[np.
     return [rng.choice(pool_size, size, replace=False) for _ in range(REFERENCES)]
 
 
-def standardise(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Scores (T, N) minus the mean of the reference (T, R), over its standard deviation; 0 for a
-    target whose reference has no spread."""
-    mean, spread, is_flat = _moments(reference)
-    return np.where(is_flat, 0.0, (scores - mean) / np.where(is_flat, 1.0, spread))
+def standardise(scores: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Scores (T, N) minus their centre, over their spread: those of the `reference` (T, R) of
+    random subsets, or mean and standard deviation of the scores themselves. 0 for a target
+    without spread."""
+    centre, spread, is_flat = _units(scores, reference)
+    return np.where(is_flat, 0.0, (scores - centre) / np.where(is_flat, 1.0, spread))
 
 
 def fit_weights(scores: Sequence[np.ndarray], losses: np.ndarray) -> np.ndarray:
@@ -197,12 +202,21 @@ def fit_weights(scores: Sequence[np.ndarray], losses: np.ndarray) -> np.ndarray:
     return best / best.sum()
 
 
-def _moments(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each target's mean and standard deviation (T, 1), and whether there is no spread."""
-    scores = np.asarray(scores, dtype=np.float64)
-    mean, spread = scores.mean(axis=1, keepdims=True), scores.std(axis=1, keepdims=True)
+def _units(
+    scores: np.ndarray, reference: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each target's centre and spread (T, 1), and whether there is no spread."""
+    given = np.asarray(scores if reference is None else reference, dtype=np.float64)
+    centre, spread = given.mean(axis=1, keepdims=True), given.std(axis=1, keepdims=True)
     # Rounding spreads equal scores by some 1e-7 of their size.
-    return mean, spread, spread <= 1e-6 * np.abs(scores).max(axis=1, keepdims=True)
+    is_flat = spread <= 1e-6 * np.abs(given).max(axis=1, keepdims=True)
+    if reference is not None:
+        low, middle, high = np.percentile(given, PERCENTILES, axis=1)[..., None]
+        # Where most are equal (words that few subsets have) percentiles say nothing.
+        is_told = (high - low) / 2 > LEAST_SPREAD * spread
+        centre = np.where(is_told, middle, centre)
+        spread = np.where(is_told, (high - low) / 2, spread)
+    return centre, spread, is_flat
 
 
 def _shares(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndarray:

@@ -185,9 +185,11 @@ class AirRepEncoder(PreTrainedModel):
         keys = [text.ids.tobytes() for text in texts]
         new = [row for row, key in enumerate(keys) if key not in self.means]
         if new:
-            means = self.pool(ids[new], mask[new])
+            means = self.pool(ids[new], mask[new]).detach()
             self.means.update(zip([keys[row] for row in new], means, strict=True))
-        return torch.stack([self.means[key] for key in keys]), words
+        # Another encoder, elsewhere or of another precision, may have left them.
+        known = [self.means[key].to(self.projector.weight) for key in keys]
+        return torch.stack(known), words
 
     def pool_words(
         self, input_ids: torch.Tensor, response_mask: torch.Tensor | None

@@ -19,7 +19,7 @@ from airrep.device import pick_device
 from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.provenance import write_bytes_atomic, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.tuning import check_source, tuned_params
+from airrep.tuning import check_same, tuned_params
 from airrep.weights import fingerprint_weights, resolve_model
 
 MODELS = ("encoder", "lm")  # parameters that name one model
@@ -40,7 +40,7 @@ def method_arguments(
 
     An ensemble's members are names there, and get the arguments that they have by themselves.
     Raises InputError where a model is needed that is not there yet, and for an ensemble whose
-    weights were fitted with other models.
+    weights were fitted to other scores.
     """
     folder = Path(config.output)
     checkpoints = cache(lambda: _checkpoints(config))
@@ -57,8 +57,9 @@ def method_arguments(
         if name == ENSEMBLE:
             members = method_arguments(config, _members(config, name))
             found[name]["members"] = list(members.items())
-            if chosen:  # weights of other scores than its members' would be wrong
-                check_source(folder, name, fingerprint_models({name: found[name]}))
+            if chosen and "weights" not in own:  # those of other scores would be wrong
+                made = make_methods({name: found[name]})[name]
+                check_same(folder, name, made, fingerprint_models({name: found[name]}))
     return found
 
 

@@ -29,9 +29,10 @@ class TrainSettings:
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
-        scale_learning_rate: rate of the logarithms of the two parts' scales (text, response
-            words), by which training finds how sharp attention should be and what each part
-            should count, wherever they start; warmed up alike. None leaves that to the weights.
+        scale_learning_rate: rate of the logarithms of the scales of the two layers on top (the
+            text's, bias and all, and the response words'), by which training finds how sharp
+            attention should be and what each part should count, wherever they start; warmed up
+            alike. None leaves that to the weights.
         warmup_steps: steps in which the learning rates rise from 0.
         layer_decay: the learning rate of each layer as a share of that of the layer above it; the
             projector has the whole rate, the token embeddings the least. None is 1.

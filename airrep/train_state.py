@@ -120,7 +120,11 @@ class TrainState:
     def _derive_scales(self) -> None:
         """Gradients by the scales: a head is linear in its weights, so they need no pass."""
         for scale, members in zip(self._scales.values(), self._heads.values(), strict=True):
-            parts = [(one.grad * one.detach()).sum() for one in members if one.grad is not None]
+            parts = [
+                (one.grad.float() * one.detach().float()).sum()
+                for one in members
+                if one.grad is not None
+            ]
             scale.grad = torch.stack(parts).sum()
 
     @torch.no_grad()

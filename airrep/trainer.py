@@ -322,7 +322,8 @@ def _not_finite(what: str, step: int, value: float, settings: TrainSettings) -> 
     """The error for a number of a step that is not finite."""
     return InputError(
         f"The {what} at step {step} came out as {value}: training diverged; lower the "
-        f"learning_rate (now {settings.learning_rate:g}) and start again in another folder."
+        f"learning_rate (now {settings.learning_rate:g}) or the scale_learning_rate (now "
+        f"{settings.scale_learning_rate}) and start again in another folder."
     )
 
 

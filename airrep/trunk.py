@@ -142,8 +142,9 @@ class PooledTexts:
 
     def embed(self, rows: np.ndarray) -> torch.Tensor:
         places = torch.from_numpy(rows).to(self.pooled.device)
-        words = None if self.words is None else self.words[places]
-        return self.encoder.project(self.pooled[places], words)
+        precision = self.encoder.projector.weight.dtype
+        words = None if self.words is None else self.words[places].to(precision)
+        return self.encoder.project(self.pooled[places].to(precision), words)
 
 
 class CutTexts:

@@ -19,7 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from airrep.attributor import Attributor
-from airrep.attributors.ensemble import EnsembleAttributor, fit_weights, standardise
+from airrep.attributors.ensemble import (
+    PERCENTILES,
+    EnsembleAttributor,
+    fit_weights,
+    standardise,
+)
 from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.holdout import (
     LEAST_SUBSETS,
@@ -217,13 +222,17 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
     return dict(found["chosen"] or {})
 
 
-def check_source(folder: str | Path, method: str, source: Mapping[str, str]) -> None:
-    """Raises InputError where a method was tuned with other models than those of `source`."""
+def check_same(folder: str | Path, method: str, ensemble: Attributor, source: Any) -> None:
+    """Raises InputError where an ensemble's weights were fitted to other scores than those of its
+    members: with other models (`source`, as `tune` takes it) or parameters."""
     found = (_read(Path(folder) / FILE) or {"methods": {}})["methods"].get(method)
-    if found is not None and found["identity"]["source"] != source:
+    if found is None:
+        return
+    now = _identity(ensemble, Grid(), source)
+    if any(_scores_of(found["identity"])[key] != value for key, value in _scores_of(now).items()):
         raise InputError(
-            f"{method} was tuned with other models than it would be used with now; run `airrep "
-            f"tune --methods {method}` again."
+            f"The weights of {method} in {Path(folder) / FILE} were fitted to other scores than "
+            f"its members' now; run `airrep tune --methods {method}` again."
         )
 
 
@@ -293,7 +302,19 @@ def _identity(attributor: Attributor, grid: Grid, source: Any) -> dict[str, Any]
         if key not in grid.values and key not in WITHOUT_EFFECT
     }
     about = {"params": fixed, "source": source, "versions": installed_versions()}
+    if isinstance(attributor, EnsembleAttributor):
+        about["percentiles"] = PERCENTILES  # that scale what its weights are fitted to
     return json.loads(json.dumps(about, default=_as_json))
+
+
+def _scores_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ensemble's members' scores depend on."""
+    members = [
+        [name, {key: value for key, value in params.items() if key not in WITHOUT_EFFECT}]
+        for name, params in identity["params"]["members"]
+    ]
+    about = {key: identity.get(key) for key in ("source", "percentiles")}
+    return {"members": members, **about}
 
 
 def _as_json(value: Any) -> Any:

@@ -141,16 +141,18 @@ def verify(
     scores: list[ClaimedScores] = []
     if settings.tries_scores():
         scores = read_claims(folder, pool, targets, settings.methods, settings.claims)
-        check_enough(scores, count)  # before the training, not after it
     labels_sha256 = fingerprint_labels(store, map(store.read, REPEATS))
     commitment = _commitment(labels_sha256, scores)
     drawing = trainer.work / "draw.json"
     entropy = _entropy(drawing, commitment, settings.entropy)
     drawn = draw_labels(list(known), count, entropy)
+    again = trainer.open_store("again", store.subsets)
+    # Before the training, not after it. Scores are tried on first seeds alone.
+    seen = {number for number, repeat in drawn if repeat == 0} | set(again.read().numbers.tolist())
+    check_enough(scores, len(seen))
     fresh = f" and {settings.fresh} fresh subsets" if scores else ""
     print(f"drawn: {count} of {len(known)} labels{fresh}; what is not in the cache is trained now")
     started = time.perf_counter()
-    again = trainer.open_store("again", store.subsets)
     labels = check_labels(
         known,
         drawn,

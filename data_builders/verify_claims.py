@@ -89,8 +89,8 @@ def check_enough(scores: Sequence[ClaimedScores], again: int, fresh: int = LEAST
         count = again if one.given.scores is None else fresh
         if count < LEAST:
             raise InputError(
-                f"{one.path} would be tried on {count} labels; train at least {LEAST} again, with "
-                "--count."
+                f"{one.path} would be tried on {count} labels, not counting second seeds; train at "
+                f"least {LEAST} again, with --count."
             )
 
 

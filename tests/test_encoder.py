@@ -86,6 +86,9 @@ def test_encoders_of_one_base_share_its_means(base: Path, encoder: AirRepEncoder
     other = AirRepEncoder.from_base(base)
     other.means = encoder.means
     other.base.forward = None  # not called again
+    half = AirRepEncoder.from_base(base, dtype=torch.bfloat16)
+    half.means = encoder.means
+    assert half.encode(EXAMPLES).isfinite().all()  # of its own precision
     torch.testing.assert_close(
         other.encode(EXAMPLES), AirRepEncoder.from_base(base).encode(EXAMPLES)
     )

@@ -11,7 +11,7 @@ from training_task import planted_examples, planted_labels
 
 import airrep.learning_curve
 from airrep.attributors.airrep import AirRepAttributor
-from airrep.encoder import AirRepEncoder
+from airrep.encoder import AirRepEncoder, sharing_means
 from airrep.examples import InputError
 from airrep.holdout import hold_out
 from airrep.learning_curve import (
@@ -52,7 +52,7 @@ def curve(path: Path, base: Path, counts: list[int], seeds: int = 1, **changes: 
     given: dict[str, Any] = {"data": DATA, "settings": QUICK, "inputs": {"of": "this"}} | changes
     return learning_curve(
         path / "curve.json",
-        lambda: AirRepEncoder.from_base(base),
+        sharing_means(base),
         counts=counts,
         seeds=seeds,
         draws=50,
@@ -99,6 +99,22 @@ def test_more_labels_help_and_the_figures_are_those_of_held_out_labels(
     assert many["by_seed"][0] == pytest.approx(lds_per_target(scores, held_out.losses)[0].mean())
     assert read_curve(tmp_path / "curve.json") == json.loads(json.dumps(found))
     assert describe_curve(found)[1].startswith(f"    32 labels: LDS {many['lds']:.3f} (")
+
+
+def test_a_frozen_base_reads_every_text_once(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, read = AirRepEncoder.pool, []
+
+    def recorded(self: AirRepEncoder, ids: Any, mask: Any) -> Any:
+        read.append(len(ids))
+        return pool(self, ids, mask)
+
+    monkeypatch.setattr(AirRepEncoder, "pool", recorded)
+    curve(tmp_path, base, [8, 16], seeds=2)
+    targets = [TARGETS[row] for row in DATA.split.train_targets]
+    texts = AirRepEncoder.from_base(base).tokenize([*POOL, *targets, *DATA.judged()[0]])
+    assert sum(read) == len({text.ids.tobytes() for text in texts})
 
 
 def test_held_out_losses_reach_no_training(

@@ -168,15 +168,25 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
     params = PARAMS | {"ensemble": {"members": ["airrep", "tfidf"]}}
     other = replace(config, evaluate=replace(config.evaluate, params=params))
     assert "weights" not in method_arguments(other, ["ensemble"])["ensemble"]
-    # Nor weights that were fitted with another encoder.
+    # Nor weights that were fitted to other scores of these members.
+    params = PARAMS | {"logra": {"projection_rank": 3}}
+    damped = replace(config, evaluate=replace(config.evaluate, params=params))
+    with pytest.raises(InputError, match="fitted to other scores .* tune --methods ensemble"):
+        method_arguments(damped, ["ensemble"])
     copied = replace(config, output=str(tmp_path / "copied"))
     shutil.copytree(config.output, copied.output)
     weights = Path(copied.output) / "encoder" / "model.safetensors"
     tensors = load_file(weights)
     tensors["projector.bias"] += 1
     save_file(tensors, weights)
-    with pytest.raises(InputError, match="ensemble was tuned with other models .* tune --methods"):
+    with pytest.raises(InputError, match="fitted to other scores .* tune --methods ensemble"):
         method_arguments(copied, ["ensemble"])
+    members = {"members": ["airrep", "logra"], "weights": [1, 2]}
+    own = replace(config.evaluate, params=PARAMS | {"ensemble": members})
+    assert method_arguments(replace(copied, evaluate=own), ["ensemble"])["ensemble"]["weights"] == [
+        1,
+        2,
+    ]
 
 
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:

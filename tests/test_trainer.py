@@ -290,6 +290,26 @@ def test_the_parts_scales_alone_make_the_loss_fall(run: Callable[..., TrainResul
         assert losses[-1][0] < losses[0][0] - 0.01
 
 
+def test_an_objective_that_is_blind_to_scale_leaves_it(run: Callable[..., TrainResult]) -> None:
+    """Every subset is one example: attention has nothing to weigh, correlation has no unit."""
+    losses = np.random.default_rng(0).normal(size=(len(TARGETS), len(POOL)))
+    singles = Labels(list(np.arange(len(POOL))[:, None]), losses, np.arange(len(POOL)))
+    settings = replace(STILL, scale_learning_rate=0.1, max_steps=20, warmup_steps=0)
+    settings = replace(settings, response_words=False)
+    after = spread_of(run(settings, singles).encoder, settings)
+    before = spread_of(run(replace(settings, scale_learning_rate=None), singles).encoder, settings)
+    assert after == pytest.approx(before, rel=0.01)
+
+
+@pytest.mark.parametrize("trainable_layers", [None, 0])
+def test_weights_of_half_precision_train(base: Path, trainable_layers: int | None) -> None:
+    encoder = AirRepEncoder.from_base(base, dtype=torch.bfloat16)
+    settings = replace(QUICK, trainable_layers=trainable_layers, max_steps=2)
+    result = train_encoder(encoder, POOL, TARGETS, LABELS, settings, None)
+    assert result.encoder.projector.weight.dtype == torch.bfloat16
+    assert history(result, "loss")[2][0] is not None
+
+
 @pytest.mark.parametrize("trainable_layers", [0, 1])
 def test_frozen_layers_stay_as_they_were(
     base: Path, run: Callable[..., TrainResult], trainable_layers: int
@@ -718,6 +738,10 @@ def test_the_progress_bar_shows_the_held_out_lds(
         ({"validation_subsets": 0.01}, "leave 40 for training and 0 held out; make more labels"),
         ({"validation_targets": 0.01}, "leave 24 for training and 0 held out; give more targets"),
         ({"trainable_layers": 9}, "trainable_layers is 9, but the encoder has 3 layers"),
+        (
+            {"scale_learning_rate": 0.0},
+            "scale_learning_rate is 0.0; give a number above 0, or none",
+        ),
         ({"layer_decay": 0.0}, "layer_decay is 0.0; give a share above 0 up to 1, or none"),
         ({"lora_rank": 0}, "lora_rank is 0; give at least 1"),
         ({"lora_rank": 2, "trainable_layers": 0}, "lora_rank is 2, but with trainable_layers 0"),

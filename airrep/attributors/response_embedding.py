@@ -44,7 +44,9 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
         self.scale = scale
 
     def _fit(self, pool: Sequence[Example]) -> None:
+        from airrep.device import GPU_ENCODER_TOKENS, tokens_at_once
         from airrep.train_start import give_start
+        from airrep.trunk import prepare_texts
 
         if not self.scale > 0:
             raise InputError(f"scale is {self.scale}; give a number above 0.")
@@ -61,9 +63,9 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
             except InputError as error:
                 raise NotApplicableError(f"response_embedding: {error}") from error
         every = np.arange(len(some))
-        means, self.encoder_.means = self.encoder_.means, {}  # it is encoded twice
-        give_start(self.encoder_, lambda: self.encoder_.encode(some), len(some), every, scale=1.0)
-        self.encoder_.means = means
+        chunk_tokens = tokens_at_once(self.encoder_.device, GPU_ENCODER_TOKENS)
+        texts = prepare_texts(self.encoder_, self.encoder_.tokenize(some), 0, chunk_tokens)
+        give_start(self.encoder_, lambda: texts.embed(every), len(some), every, scale=1.0)
         self.embeddings_ = self._embed(pool)
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:

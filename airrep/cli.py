@@ -137,7 +137,7 @@ def _answer(given: Sequence[str], debug: bool) -> int:
     except (InputError, ArgumentError) as error:
         if debug:
             raise
-        print(f"airrep: {_sentence(error)}", file=sys.stderr)
+        print(f"airrep: {_sentence(error, given[0] if given else '')}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has enough (`airrep rank ... | head`).
@@ -238,21 +238,24 @@ def _check_config_files(given: Sequence[str]) -> None:
             check_config_file(argument.removeprefix("--config="))
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, command: str) -> str:
     """The message on one line; those of the parser in words."""
     text = str(error)
     if isinstance(error, ArgumentError):
-        text = _parser_sentence(text)
+        text = _parser_sentence(text, command)
     return re.sub(r"\s*\n\s*", " ", text).strip()
 
 
-def _parser_sentence(text: str) -> str:
+def _parser_sentence(text: str, command: str) -> str:
     """A sentence of jsonargparse in words: the key, what was found, what is expected."""
-    unknown = re.match(r"unrecognized arguments: --([\w.]+)", text)
+    unknown = re.match(r"unrecognized arguments: --([\w.-]+)", text)
     if unknown:
-        from airrep.config import nearest
+        from airrep.config import nearest, run_keys
 
-        return f"there is no flag --{unknown[1]}{nearest(unknown[1])}"
+        keys = run_keys() if command in _STAGES else []
+        return (
+            f"there is no flag --{unknown[1]}{nearest(unknown[1], [*_own_flags(command), *keys])}"
+        )
     key = ".".join(re.findall(r'Parser key "([\w.]+)":\n', text))
     lacks = re.search(r"the following arguments are required: (.+)", text)
     if lacks:
@@ -271,6 +274,14 @@ def _parser_sentence(text: str) -> str:
     if "import path" in text:  # the parser would take the name of a class
         takes.insert(0, "its keys")
     return f"{key} got {found[1]}; it takes {' or '.join(takes)}."
+
+
+def _own_flags(command: str) -> list[str]:
+    """The flags of a command beside the keys of a run's configuration."""
+    if command in _QUERIES:
+        taken = inspect.signature(resolve_name(_QUERIES[command][0])).parameters
+        return [name.replace("_", "-") for name in taken]
+    return list(STAGE_FLAGS.get(command, {}))
 
 
 def _disk_sentence(error: OSError) -> str:

@@ -297,9 +297,14 @@ def check_methods(names: Sequence[str]) -> None:
             raise InputError(f"The method {name!r} is named twice; name it once.")
 
 
-def nearest(key: str) -> str:
-    """A hint that names the known config key nearest to a wrong one."""
-    known = list(_key_types(RunConfig))
+def run_keys() -> list[str]:
+    """Every key of a run's configuration, nested ones with dots."""
+    return list(_key_types(RunConfig))
+
+
+def nearest(key: str, known: Sequence[str] | None = None) -> str:
+    """A hint that names the nearest of the known keys, by default of a run's configuration."""
+    known = run_keys() if known is None else known
     parent, _, last = key.rpartition(".")
     inside = [name for name in known if name.rpartition(".")[0] == parent]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

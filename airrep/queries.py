@@ -96,8 +96,7 @@ def score(
     path = None if output is None else _writable(output, ".jsonl")
     names_of = parse_columns(columns)
     pool, wanted = (read_examples(file, names_of) for file in (examples, targets))
-    rows = {example.id: row for row, example in enumerate(pool)}
-    candidates = _read_candidates(subsets, rows, names_of)
+    candidates = _read_candidates(subsets, pool, names_of)
     attributor = _fit(encoder, pool, batch_size, device)
     scores = attributor.score_subsets(wanted, list(candidates.values()))
     # Targets differ in scale: a mean of z-scores lets each of them count the same.
@@ -238,20 +237,23 @@ def _line(example: Example) -> str:
 
 
 def _read_candidates(
-    source: str, rows: Mapping[str, int], columns: Mapping[str, str]
+    source: str, pool: Sequence[Example], columns: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
+    rows = {example.id: row for row, example in enumerate(pool)}
     files = [part.strip() for part in source.split(",")]
     if not all(files):
         raise InputError(f"subsets is {source!r}, with an empty name; give files: a.jsonl,b.jsonl.")
     found: dict[str, np.ndarray] = {}
-    for place, name, ids in _named_ids(files, columns):
+    for place, name, ids in _named_ids(files, {one.id: one for one in pool}, columns):
         if name in found:
             raise InputError(f"{place} is a second candidate {name!r}; give each its own name.")
         found[name] = _rows(place, ids, rows)
     return found
 
 
-def _named_ids(files: Sequence[str], columns: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+def _named_ids(
+    files: Sequence[str], pool: Mapping[str, Example], columns: Mapping[str, str]
+) -> Iterator[tuple[str, str, Any]]:
     """Where each candidate stands, its name and its ids."""
     if len(files) == 1 and files[0].endswith(".jsonl"):
         if not Path(files[0]).is_file():
@@ -263,7 +265,16 @@ def _named_ids(files: Sequence[str], columns: Mapping[str, str]) -> Iterator[tup
                 yield place, name, line["ids"]
             return
     for file in files:
-        yield file, file, [example.id for example in read_examples(file, columns)]
+        chosen = read_examples(file, columns)
+        for example in chosen:
+            same = pool.get(example.id, example)
+            if (same.prompt, same.response) != (example.prompt, example.response):
+                raise InputError(
+                    f"{file} has another text for {example.id!r} than the pool: candidates are "
+                    "told by their examples' ids, which are line numbers where none are given; "
+                    "give all files the same ids."
+                )
+        yield file, file, [example.id for example in chosen]
 
 
 def _rows(place: str, ids: Any, rows: Mapping[str, int]) -> np.ndarray:

@@ -269,6 +269,12 @@ def test_encode_rank_and_score(run: tuple[str, Path], tmp_path: Path, capsys) ->
     capsys.readouterr()
     assert main(["score", *common, *targets, *files]) == 0
     assert "pool.jsonl" in capsys.readouterr().out
+    # Rows of a file without ids are numbered, and so are those of another file.
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    named = [json.dumps({**json.loads(line), "id": ids[9 - row]}) for row, line in enumerate(lines)]
+    (tmp_path / "a.jsonl").write_text("\n".join(named) + "\n")
+    assert main(["score", *common, *targets, *files]) == 2
+    assert "has another text for" in capsys.readouterr().err
 
 
 def _some(folder: Path, count: int) -> list[Example]:
@@ -313,6 +319,9 @@ def test_an_unknown_key_names_the_nearest(
     config = write_config(tmp_path, models)
     line = fails("train", "--config", config, "--train.max_step", "3")
     assert "no flag --train.max_step; did you mean 'train.max_steps'?" in line
+    assert "no flag --method; did you mean 'methods'?" in fails("tune", "--method", "tfidf")
+    assert "no flag --topk; did you mean 'top-k'?" in fails("rank", "--topk", "3")
+    assert "known here: encoder, examples, targets, subsets," in fails("score", "--x", "3")
 
 
 def test_wrong_config_files(tmp_path: Path, fails: Fails) -> None:

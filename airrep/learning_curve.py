@@ -16,14 +16,13 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from airrep.attributors.airrep import AirRepAttributor
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
 from airrep.holdout import Holdout, hold_out
 from airrep.label_store import Labels
 from airrep.metrics import Resamples, interval, lds_per_target, resampled_lds
-from airrep.pooling import membership
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
-from airrep.streaming_pool import attention_pool_embeddings
 from airrep.train_settings import TrainSettings
 from airrep.trainer import train_encoder
 
@@ -186,12 +185,8 @@ def _train(
     targets, labels = data.part(count, own.seed)
     result = train_encoder(encoder, data.pool, targets, labels, own, None, accelerator)
     judged, held_out = data.judged()
-    embeddings = result.encoder.encode([*data.pool, *judged])
-    members = membership(held_out.subsets, len(data.pool))
-    pooled = attention_pool_embeddings(
-        embeddings[len(data.pool) :], embeddings[: len(data.pool)], members
-    )
-    scores, losses = pooled.numpy(), held_out.losses
+    attributor = AirRepAttributor(result.encoder).fit(data.pool)
+    scores, losses = attributor.score_subsets(judged, held_out.subsets), held_out.losses
     # One seed for all: points and seeds share the resamples, so their differences mean something.
     resamples = Resamples.draw(losses.shape, draws, np.random.default_rng(settings.seed))
     drawn = resampled_lds([scores], losses, resamples)["both"][0]

@@ -83,17 +83,16 @@ def main() -> None:
     add_shared_options(parser)
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants: a,b,c")
     args = parser.parse_args()
-    seeds, steps = args.seeds, args.steps
     names = args.only.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
         parser.error(f"there is no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
-    settings = replace(BASE, max_steps=steps, trainable_layers=args.trainable_layers)
+    settings = replace(BASE, max_steps=args.steps, trainable_layers=args.trainable_layers)
     data = read_labels(args.run)
     judged, held = data.judged()
     print(
         f"{len(data.split.train_subsets)} subsets x {len(data.split.train_targets)} targets train, "
-        f"{len(held.subsets)} x {len(judged)} judge; {seeds} seeds, {steps} steps, load average "
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"{len(held.subsets)} x {len(judged)} judge; {args.seeds} seeds, {args.steps} steps, load "
+        f"average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         flush=True,
     )
     print("variant            labels targets    LDS  sd seeds  by sum  minus first (95%)       s")
@@ -101,14 +100,14 @@ def main() -> None:
     first: np.ndarray | None = None
     for name in names:
         start, variant = time.perf_counter(), VARIANTS[name]
-        encoders = [train(variant, new_encoder, data, settings, seed) for seed in range(seeds)]
-        seconds = (time.perf_counter() - start) / seeds
+        encoders = [train(variant, new_encoder, data, settings, seed) for seed in range(args.seeds)]
+        seconds = (time.perf_counter() - start) / args.seeds
         row, drawn = measure(encoders, data)
         first = drawn if first is None else first
         row |= {"difference": list(interval(drawn - first)), "seconds": seconds}
         rows[name] = {**asdict(variant), **row}
         show(name, variant, row, data, rows[names[0]]["lds"])
-    write_rows(args.output, settings, seeds=seeds, rows=rows)
+    write_rows(args.output, settings, seeds=args.seeds, rows=rows)
 
 
 def add_shared_options(parser: Any) -> None:

@@ -183,10 +183,8 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
         method_arguments(copied, ["ensemble"])
     members = {"members": ["airrep", "logra"], "weights": [1, 2]}
     own = replace(config.evaluate, params=PARAMS | {"ensemble": members})
-    assert method_arguments(replace(copied, evaluate=own), ["ensemble"])["ensemble"]["weights"] == [
-        1,
-        2,
-    ]
+    found = method_arguments(replace(copied, evaluate=own), ["ensemble"])["ensemble"]
+    assert found["weights"] == [1, 2]
 
 
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:

@@ -1,12 +1,13 @@
 """The split of labels: subsets and targets that train, and those that choose the best step."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from airrep.attributor import check_subsets
-from airrep.examples import Example, InputError
+from airrep.examples import Example, InputError, fingerprint_examples
 from airrep.label_store import Labels
 from airrep.objectives import standardise_labels
 from airrep.train_settings import TrainSettings
@@ -24,6 +25,29 @@ class Holdout:
     held_subsets: np.ndarray
     train_targets: np.ndarray
     held_targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingLabels:
+    """What a method that learns from labels is given: the targets, their labels, and which of them
+    `settings` hold out. As text it is its size and hash."""
+
+    targets: Sequence[Example]
+    labels: Labels
+    settings: TrainSettings
+
+    def __str__(self) -> str:
+        held = (
+            self.settings.seed,
+            self.settings.validation_subsets,
+            self.settings.validation_targets,
+        )
+        digest = hashlib.sha256(repr(held).encode() + self.labels.losses.tobytes())
+        for subset in self.labels.subsets:
+            digest.update(subset.tobytes() + b"|")
+        digest.update(fingerprint_examples(self.targets).encode())
+        subsets = len(self.labels.subsets)
+        return f"{len(self.targets)} targets x {subsets} subsets, {digest.hexdigest()[:16]}"
 
 
 def check_labels(

@@ -14,9 +14,11 @@ import numpy as np
 
 from airrep.attributor import Attributor
 from airrep.attributors import make_attributor, method_class
+from airrep.attributors.kernels import LEARNED
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError, fingerprint_examples
+from airrep.holdout import TrainingLabels
 from airrep.provenance import write_bytes_atomic, write_json_atomic
 from airrep.run_folder import RunFolder
 from airrep.tuning import check_same, tuned_params
@@ -38,7 +40,8 @@ def method_arguments(
     """Each method's arguments: what it takes of the run's; over it what `airrep tune` chose
     (unless `tuned` is false); over both `evaluate.params`.
 
-    An ensemble's members are names there, and get the arguments that they have by themselves.
+    Members of an ensemble and of kernels are names there, and get the arguments that they have by
+    themselves.
     Raises InputError where a model is needed that is not there yet, and for an ensemble whose
     weights were fitted to other scores.
     """
@@ -54,12 +57,13 @@ def method_arguments(
         }
         chosen = tuned_params(folder, name, own) if tuned else {}
         found[name] = given | chosen | own
-        if name == ENSEMBLE:
+        if "members" in _takes(name):
             members = method_arguments(config, _members(config, name))
             found[name]["members"] = list(members.items())
-            if chosen and "weights" not in own:  # those of other scores would be wrong
-                made = make_methods({name: found[name]})[name]
-                check_same(folder, name, made, fingerprint_models({name: found[name]}))
+        # Weights that were fitted to other scores would be wrong.
+        if name == ENSEMBLE and chosen and "weights" not in own:
+            made = make_methods({name: found[name]})[name]
+            check_same(folder, name, made, fingerprint_models({name: found[name]}))
     return found
 
 
@@ -78,7 +82,7 @@ def fingerprint_models(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     """What `fingerprint_weights` says of the model of each method that has one."""
     found: dict[str, str] = {}
     for name, own in arguments.items():
-        members = fingerprint_models(dict(own["members"])) if name == ENSEMBLE else {}
+        members = fingerprint_models(dict(own.get("members", [])))
         found |= {f"{name}/{member}": digest for member, digest in members.items()}
         for key in MODELS:
             if own.get(key) is not None:
@@ -122,6 +126,7 @@ def _from_run(
     recipe = config.recipe
     return {
         "seed": lambda: config.seed,
+        "labels": lambda: _training_labels(config),
         "device": lambda: pick_device(config.device),
         "encoder": lambda: _trained(config) if name == "airrep" else resolve_model(config.encoder),
         "lm": lambda: checkpoints()[-1].path,
@@ -152,6 +157,12 @@ def _trained(config: RunConfig) -> Path:
     return encoder
 
 
+def _training_labels(config: RunConfig) -> TrainingLabels:
+    folder = RunFolder(Path(config.output))
+    store = folder.open_labels("train")
+    return TrainingLabels(folder.read_labelled("train", store)[1], store.read(), config.train)
+
+
 def _checkpoints(config: RunConfig) -> Sequence[Any]:
     from data_builders.warm_up import open_warm_up
 
@@ -159,23 +170,29 @@ def _checkpoints(config: RunConfig) -> Sequence[Any]:
 
 
 def _with_members(config: RunConfig, names: Sequence[str]) -> list[str]:
-    """The methods, and those that an ensemble among them has."""
-    return [*names, *(member for name in names for member in _members(config, name))]
+    """The methods, and their members, and those of these."""
+    members = [member for name in names for member in _members(config, name)]
+    return [*names, *(_with_members(config, members) if members else [])]
 
 
 def _members(config: RunConfig, name: str) -> list[str]:
-    """The names of an ensemble's members; none of another method's."""
-    if name != ENSEMBLE:
+    """The names of a method's members; none of one that is not made of others."""
+    if "members" not in _takes(name):
         return []
-    members = _own(config, name).get("members")
+    members = _own(config, name).get("members", None if name == ENSEMBLE else [])
     if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
         raise InputError(
-            f"evaluate.params.ensemble.members is {members!r}; name its methods, the one whose "
-            "units count first, such as [airrep, logra]."
+            f"evaluate.params.{name}.members is {members!r}; name methods, of an ensemble the one "
+            "whose units count first, such as [airrep, logra]."
         )
     check_methods(members)
-    if ENSEMBLE in members:
-        raise InputError("An ensemble cannot be its own member; leave it out of its members.")
+    if name in members:
+        raise InputError(f"{name} cannot be its own member; leave it out of its members.")
+    if name != ENSEMBLE and (learned := [one for one in members if one in LEARNED]):
+        raise InputError(
+            f"{learned[0]} cannot be a member of {name}: it has seen the labels that {name} learns "
+            "from. Make both members of an ensemble."
+        )
     return members
 
 

@@ -74,6 +74,7 @@ _HEAD = Grid(fit={"dimensions": (16, 64), "l2": (0.1, 1.0, 10.0)}, pooling=POOLI
 GRIDS: dict[str, Grid] = {
     "embedding": Grid(pooling=POOLINGS),
     "response_embedding": Grid(score={"scale": (0.3, 0.6, 1.0, 1.5)}, pooling=POOLINGS),
+    "kernels": Grid(fit={"components": (5, 10, 20), "penalty": (0.001, 0.01, 0.1)}),
     "bm25": Grid(fit={"k1": (0.9, 1.2, 1.5, 2.0), "b": (0.4, 0.75, 1.0)}, pooling=POOLINGS),
     "tfidf": _TFIDF,
     "response_tfidf": _TFIDF,

@@ -26,6 +26,7 @@ LABELS = {
     "influence": "Influence (last layer)",
     "rescaled_influence": "Rescaled influence (last layer)",
     "newton_step": "Newton step (last layer)",
+    "kernels": "Kernels",
     "ensemble": "Ensemble",
 }
 NOTES = {
@@ -49,6 +50,7 @@ NOTES = {
     "influence": "exact, of a head on hidden states",
     "rescaled_influence": "exact for one example at a time",
     "newton_step": "a step of Newton for each subset",
+    "kernels": "likenesses weighed for each target, learned from fine-tuning runs",
     "ensemble": "several methods together",
 }
 TERMS = {

@@ -18,9 +18,12 @@ from airrep.attributor import POOLINGS, Attributor, NotApplicableError, Ranking
 from airrep.attributors import available, make_attributor, method_class
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
+from airrep.holdout import TrainingLabels
+from airrep.label_store import Labels
 from airrep.pooling import attention_pool, membership
+from airrep.train_settings import TrainSettings
 
-NEEDS_ENCODER = ("airrep", "embedding", "response_embedding")
+NEEDS_ENCODER = ("airrep", "embedding", "response_embedding", "kernels")
 NOT_ADDITIVE = {"newton_step"}  # takes a subset as a whole
 TASKS = ("colour", "place", "number")
 SUBSETS = [np.array([0, 3, 5]), np.array([1]), np.array([2, 2, 4, 11]), np.arange(12)]
@@ -53,6 +56,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "airrep": folder / "airrep",
         "embedding": base,
         "response_embedding": base,
+        "kernels": base,
         "given": _outside_scores(folder),
         "lm": save_tiny_lm(folder / "lm"),
     }
@@ -69,11 +73,22 @@ def _outside_scores(folder: Path) -> Path:
     return folder / "outside.npy"
 
 
+def training_labels(rows: np.ndarray | None = None) -> TrainingLabels:
+    """Random losses of the targets under random subsets; `rows` are the pool's examples' rows."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(12) if rows is None else rows
+    subsets = [rows[rng.choice(12, 6, replace=False)] for _ in range(10)]
+    losses = rng.normal(size=(5, 10)).astype(np.float32)
+    return TrainingLabels(TARGETS, Labels(subsets, losses, np.arange(10)), TrainSettings())
+
+
 def method(name: str, encoders: dict[str, Path], **params) -> Attributor:
     if name in NEEDS_ENCODER:
         params = {"encoder": str(encoders[name]), **params}
     if name == "given":
         params = {"scores": str(encoders[name]), **params}
+    if name == "kernels":
+        params = {"labels": training_labels(), "members": ["tfidf"], **params}
     if name == "ensemble":
         params = {"members": ["tfidf", ["random", {"seed": 1}]], **params}
     if "lm" in inspect.signature(method_class(name)).parameters:
@@ -129,12 +144,15 @@ def test_a_targets_scores_do_not_depend_on_its_batch(fitted):
 
 def test_a_shuffled_pool_shuffles_the_scores(fitted, encoders):
     order = np.random.default_rng(0).permutation(len(POOL))
-    shuffled = method(fitted.name, encoders).fit([POOL[row] for row in order])
+    # Labels of the shuffled pool: where its rows have gone.
+    moved = {"labels": training_labels(np.argsort(order))} if fitted.name == "kernels" else {}
+    shuffled = method(fitted.name, encoders, **moved).fit([POOL[row] for row in order])
     np.testing.assert_allclose(shuffled.score(TARGETS), fitted.score(TARGETS)[:, order], **CLOSE)
 
 
 def test_fitting_again_forgets_the_first_pool(unfitted, fitted_once):
-    unfitted.fit(POOL[:5]).score(TARGETS)
+    # Labels are of a pool of that size.
+    unfitted.fit(POOL[::-1] if unfitted.name == "kernels" else POOL[:5]).score(TARGETS)
     expected = fitted_once[unfitted.name].score(TARGETS)
     np.testing.assert_allclose(unfitted.fit(POOL).score(TARGETS), expected, **CLOSE)
 

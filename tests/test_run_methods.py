@@ -92,7 +92,7 @@ def test_a_model_that_is_not_there_yet_names_its_command(config: RunConfig, tmp_
 
 def test_members_of_an_ensemble_are_names(config: RunConfig) -> None:
     none = replace(config, evaluate=EvaluateConfig(methods=["ensemble"]))
-    with pytest.raises(InputError, match="name its methods"):
+    with pytest.raises(InputError, match="name methods, of an ensemble the one"):
         method_arguments(none, ["ensemble"])
 
 

@@ -37,6 +37,7 @@ _METHODS = {
         "RescaledInfluenceAttributor",
     ),
     "newton_step": ("airrep.attributors.newton_step", "NewtonStepAttributor"),
+    "kernels": ("airrep.attributors.kernels", "KernelsAttributor"),
     "ensemble": ("airrep.attributors.ensemble", "EnsembleAttributor"),
     "given": ("airrep.attributors.given", "GivenAttributor"),
     "random": ("airrep.attributors.random", "RandomAttributor"),

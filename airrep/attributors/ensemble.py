@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from airrep.attributor import Attributor, check_subsets
-from airrep.attributors import make_attributor
+from airrep.attributors.members import (
+    Member,
+    load_members,
+    make_members,
+    members_params,
+    members_state,
+    restore_members,
+    save_members,
+)
 from airrep.examples import Example, InputError
 from airrep.metrics import lds_per_target
 
@@ -19,8 +26,6 @@ REFERENCES = 100  # random subsets that give the scale of subsets' scores
 PERCENTILES = (15.87, 50.0, 84.13)  # of a normal distribution: one standard deviation apart
 LEAST_SPREAD = 1e-3  # of the standard deviation
 ROUNDS = 20  # of fitting: a weight is a multiple of 1/20 at finest
-# A member as given: an attributor, a method's name, or its name and parameters.
-Member = Attributor | str | tuple[str, Mapping[str, Any]]
 
 
 class EnsembleAttributor(Attributor):
@@ -55,10 +60,10 @@ class EnsembleAttributor(Attributor):
     @property
     def oracle(self) -> bool:  # type: ignore[override]
         """Whether one of the members is an oracle."""
-        return any(member.oracle for member in _all_made(self.members))
+        return any(member.oracle for member in make_members(self.members))
 
     def _fit(self, pool: Sequence[Example]) -> None:
-        made = _all_made(self.members)
+        made = make_members(self.members)
         self.weights_ = _shares(self.weights, len(made))
         self.members_ = [member.fit(pool) for member in made]
         self._known = None
@@ -99,32 +104,20 @@ class EnsembleAttributor(Attributor):
         return self._known[1]
 
     def _state(self) -> dict[str, np.ndarray]:
-        state = {"pool_size": np.asarray([self.pool_size_])}
-        for number, member in enumerate(self.members_):
-            state |= {f"{number}/{key}": array for key, array in member._state().items()}
-        return state
+        return {"pool_size": np.asarray([self.pool_size_])} | members_state(self.members_)
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         self.weights_ = _shares(self.weights, len(self.members))
-        self.members_ = [_made(member) for member in self.members]
-        for number, member in enumerate(self.members_):
-            prefix = f"{number}/"
-            own = {key: array for key, array in state.items() if key.startswith(prefix)}
-            member._restore({key.removeprefix(prefix): array for key, array in own.items()})
-            member.pool_size_ = int(state["pool_size"][0])
+        self.members_ = restore_members(self.members, state, int(state["pool_size"][0]))
 
     def _saved_params(self) -> dict[str, Any]:
-        members = [(member.name, member._saved_params()) for member in self.members_]
-        return {"members": members, "weights": self.weights_.tolist()}
+        return {"members": members_params(self.members_), "weights": self.weights_.tolist()}
 
     def _save_parts(self, folder: Path) -> None:
-        for number, member in enumerate(self.members_):
-            (folder / str(number)).mkdir(exist_ok=True)
-            member._save_parts(folder / str(number))
+        save_members(self.members_, folder)
 
     def _load_parts(self, folder: Path) -> None:
-        for number, member in enumerate(self.members_):
-            member._load_parts(folder / str(number))
+        load_members(self.members_, folder)
         # Kept as the argument too, so that fitting again needs no other way of making them.
         self.members = self.members_
 
@@ -232,24 +225,3 @@ def _shares(weights: Sequence[float] | np.ndarray | None, count: int) -> np.ndar
             "a number of at least 0 for each, not all 0."
         )
     return given / given.sum()
-
-
-def _made(member: Member) -> Attributor:
-    """The member as an attributor, one of its own; InputError for anything else."""
-    if isinstance(member, Attributor):
-        return copy.copy(member)
-    try:
-        name, params = (member, {}) if isinstance(member, str) else member
-        return make_attributor(name, **params)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"An ensemble's member is {member!r}; give an attributor, a method's name, or a name "
-            "and a mapping of its parameters."
-        ) from None
-
-
-def _all_made(members: Sequence[Member]) -> list[Attributor]:
-    """The members as attributors; InputError where they are no list."""
-    if not isinstance(members, Sequence) or isinstance(members, str):
-        raise InputError(f"An ensemble's members are {members!r}; give a list of methods.")
-    return [_made(member) for member in members]

@@ -1,0 +1,410 @@
+"""Localized multiple kernel learning: which likeness counts, and how much, for each target."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from airrep.attributor import NotApplicableError
+from airrep.attributors.airrep import AirRepAttributor
+from airrep.attributors.members import (
+    Member,
+    load_members,
+    make_members,
+    members_params,
+    members_state,
+    restore_members,
+    save_members,
+)
+from airrep.attributors.words import matrix_state, restore_matrix
+from airrep.examples import Example, InputError, response_spans
+
+if TYPE_CHECKING:
+    import torch
+
+    from airrep.encoder import AirRepEncoder
+    from airrep.holdout import TrainingLabels
+
+# Of a response's tokens: parts that are the same or not, beside the whole response.
+PARTS = (slice(1), slice(2), slice(-1, None))
+KEYS = 1 + len(PARTS)
+KERNELS = 2 * 3 + 2 + KEYS + 3 + 3
+PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
+LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
+RATE, STEPS, EVERY = 0.01, 200, 5  # of Adam, over all labels at once
+START = 0.1  # of each kernel's weight, for every target
+LEARNED = ("airrep", "ensemble", "kernels")  # what has seen the labels
+GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
+FARTHEST = 20.0  # standard deviations of a member's score
+
+
+class KernelsAttributor(AirRepAttributor):
+    """score(x, z) = sum_h w_h(x) k_h(x, z): kernels k_h with weights that depend on the target
+    (localized multiple kernel learning, Gönen and Alpaydin, ICML 2008).
+
+    The kernels: cosines of a text encoder's mean over tokens (t) and of the response's words (r),
+    both standardised on the pool, to the powers 1, 3 and 9; the cosine of TF-IDF weights of the
+    response's tokens, to the powers 1 and 3; 1 where the response, its first token, its first two
+    or its last are the same; t and t³ where the first token is the same, t where the response is;
+    max(t, 0) r, max(t, 0) r³ and max(t, 0)³ r³. A member's scores s add s and s |s|.
+
+    Scores of a subset add up. The weights of a target are linear in its first `components`
+    principal components of t and of r, those of the pool. They are learned from `labels` by
+    the correlation objective plus `penalty` times the sum of the squares of what depends on the
+    target; the best step on what the labels' settings hold out is taken. The encoder does not
+    train, and nothing else has weights: 18 (1 + 2 components) of them without members.
+
+    `encoder` is a folder or hub id of a text encoder, or one made by `AirRepEncoder.from_base`,
+    which stays as it is. `labels` are of the pool that is fitted; a method from `load` has none,
+    and keeps its weights for whichever pool it is fitted to. `members` are unfitted attributors
+    that have not learned from labels, names of methods, or pairs (name, parameters).
+    """
+
+    name = "kernels"
+    trained = False
+    poolings = ("sum",)
+    _means: tuple[Any, dict[bytes, torch.Tensor]] | None = None  # of an encoder, to fit again
+
+    def __init__(
+        self,
+        encoder: str | Path | AirRepEncoder,
+        labels: TrainingLabels | None = None,
+        members: Sequence[Member] = (),
+        components: int = 10,
+        penalty: float = 0.01,
+        device: str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(encoder, "sum", None, device, show_progress)
+        self.labels = labels
+        self.members = members
+        self.components = components
+        self.penalty = penalty
+
+    @property
+    def oracle(self) -> bool:  # type: ignore[override]
+        """Whether one of the members is an oracle."""
+        return any(member.oracle for member in make_members(self.members))
+
+    def _fit(self, pool: Sequence[Example]) -> None:
+        from airrep.holdout import check_labels
+
+        if self.labels is None and not hasattr(self, "weights_"):
+            raise InputError("kernels learns from labels; give it the labels of this pool.")
+        if self.components < 0 or not self.penalty >= 0:
+            raise InputError(
+                f"kernels got components {self.components} and penalty {self.penalty}; give at "
+                "least 0."
+            )
+        if self.labels is not None:
+            check_labels(pool, self.labels.targets, self.labels.labels, None)
+        made = make_members(self.members)
+        learned = [member.name for member in made if member.name in LEARNED]
+        if learned:
+            raise InputError(
+                f"kernels cannot have the member {learned[0]!r}, which has seen the labels that "
+                "the weights are learned from; put both into an ensemble."
+            )
+        encoder = self._open_encoder()
+        self.encoder_ = self._place(copy.deepcopy(encoder) if encoder is self.encoder else encoder)
+        if self._means is None or self._means[0] != self.encoder:
+            self._means = self.encoder, {}
+        if self.encoder_.means is None:
+            self.encoder_.means = self._means[1]
+        if self.encoder_.words_projector is None:
+            try:
+                self.encoder_.add_response_words()
+            except InputError as error:
+                raise NotApplicableError(f"kernels: {error}") from error
+        self.members_ = [member.fit(pool) for member in made]
+        read = self._read(pool)
+        if self.labels is None:
+            self.pool_ = self._place_texts(read)
+            return
+        self.text_ = _Space.of(read.text, self.components)
+        self.words_ = _Space.of(read.words, self.components)
+        holders = np.bincount(read.tokens.indices, minlength=read.tokens.shape[1])
+        self.rarity_ = np.log((len(pool) + 1) / (holders + 1)).astype(np.float32)
+        self.pool_ = self._place_texts(read)
+        self._learn(self.labels)
+
+    def _learn(self, given: TrainingLabels) -> None:
+        """Sets the weights (kernels, 1 + 2 components), in units of each kernel's spread."""
+        import torch
+
+        from airrep.holdout import training_labels
+        from airrep.metrics import lds_per_target
+        from airrep.objectives import correlation
+
+        labels, settings = given.labels, given.settings
+        split, values, _ = training_labels(labels, settings)
+        rows = split.train_targets
+        count = KERNELS + 2 * len(self.members_)
+        most = max(1, LABELS_AT_ONCE // (count * len(labels.subsets)))
+        if len(rows) > most:  # the weights are few: a sample tells them as well
+            chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[:most])
+            rows, values = rows[chosen], values[chosen]
+
+        def inputs(targets: np.ndarray, columns: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            examples = [given.targets[row] for row in targets]
+            gates, sums = self._sums(examples, [labels.subsets[column] for column in columns])
+            return torch.from_numpy(gates), torch.from_numpy(sums)
+
+        self.member_spread_ = np.ones(len(self.members_), dtype=np.float32)
+        examples = [given.targets[row] for row in rows]
+        spread = [member.score(examples).std() for member in self.members_]
+        self.member_spread_ = np.asarray(spread, dtype=np.float32).clip(1e-12)
+        gates, sums = inputs(rows, split.train_subsets)
+        units = sums.std(dim=(1, 2), keepdim=True)
+        units = torch.where(units > 1e-6, units, torch.inf)  # a kernel that tells nothing
+        held = inputs(split.held_targets, split.held_subsets) if len(split.held_subsets) else None
+        losses = labels.losses[np.ix_(split.held_targets, split.held_subsets)]
+        weights = torch.zeros(count, gates.shape[1])
+        weights[:, 0] = START
+        weights.requires_grad_()
+        optimizer = torch.optim.Adam([weights], lr=RATE)
+        wanted, best, best_lds = torch.from_numpy(values), weights.detach().clone(), -np.inf
+
+        def predict(gates: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("htm,th->tm", sums, gates @ (weights / units[:, 0]).T)
+
+        for step in range(STEPS + 1):
+            if step % EVERY == 0 and (held is not None or step == STEPS):
+                with torch.no_grad():
+                    scores = None if held is None else predict(*held).double().numpy()
+                lds = 0.0 if scores is None else float(lds_per_target(scores, losses)[0].mean())
+                if lds > best_lds:
+                    best, best_lds = weights.detach().clone(), lds
+            loss = correlation(predict(gates, sums), wanted)
+            loss = loss + self.penalty * weights[:, 1:].square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self.weights_ = (best / units[:, 0]).numpy()
+
+    def _sums(
+        self, targets: Sequence[Example], subsets: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What weights depend on (T, 1 + 2 components), and every kernel's sums over the subsets,
+        less their mean (kernels, T, subsets)."""
+        rows = np.concatenate(subsets)
+        columns = np.repeat(np.arange(len(subsets)), [len(subset) for subset in subsets])
+        ones = np.ones(len(rows), dtype=np.float32)
+        shape = (len(self.pool_.text), len(subsets))
+        members = sparse.csr_array((ones, (rows, columns)), shape=shape).T.tocsr()
+        gates, sums = [], []
+        for some, scores in self._blocks(targets):
+            gates.append(self._gates(some))
+            sums.append(np.stack([(members @ one.T).T for one in self._kernels(some, scores)]))
+        joined = np.concatenate(sums, axis=1)
+        return np.concatenate(gates), joined - joined.mean(axis=2, keepdims=True)
+
+    def _score(self, targets: Sequence[Example]) -> np.ndarray:
+        blocks = []
+        for some, scores in self._blocks(targets):
+            weights = self._gates(some) @ self.weights_.T
+            block = np.zeros((len(some.text), len(self.pool_.text)), dtype=np.float32)
+            for number, kernel in enumerate(self._kernels(some, scores)):
+                block += weights[:, number : number + 1] * kernel
+            blocks.append(block)
+        return np.concatenate(blocks)
+
+    def _blocks(self, targets: Sequence[Example]) -> Iterator[tuple[_Texts, list[np.ndarray]]]:
+        """Targets as `_kernels` takes them, with the members' scores, few enough at once."""
+        texts = self._place_texts(self._read(targets))
+        scores = [member.score(targets) for member in self.members_]
+        size = max(1, PRODUCTS_AT_ONCE // len(self.pool_.text))
+        for start in range(0, len(targets), size):
+            block = slice(start, start + size)
+            yield texts.part(block), [one[block] for one in scores]
+
+    def _gates(self, targets: _Texts) -> np.ndarray:
+        """What the weights of targets are linear in (T, 1 + 2 components)."""
+        ones = np.ones((len(targets.text), 1), dtype=np.float32)
+        return np.concatenate([ones, targets.text_gates, targets.words_gates], axis=1)
+
+    def _kernels(self, targets: _Texts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Every kernel (T, N) float32, in an order that stays."""
+        pool = self.pool_
+        text, words = targets.text @ pool.text.T, targets.words @ pool.words.T
+        text3, words3 = text * text * text, words * words * words
+        yield from (text, text3, text3 * text3 * text3)
+        yield from (words, words3, words3 * words3 * words3)
+        tokens = (targets.tokens @ pool.tokens.T).toarray()
+        yield from (tokens, tokens * tokens * tokens)
+        for column in range(KEYS):
+            same = (targets.keys[:, [column]] == pool.keys[:, column]).astype(np.float32)
+            yield same
+            if column == 0:
+                yield same * text
+            if column == 1:
+                yield from (same * text, same * text3)
+        near, near3 = np.maximum(text, 0), np.maximum(text3, 0)
+        yield from (near * words, near * words3, near3 * words3)
+        for one, spread in zip(scores, self.member_spread_, strict=True):
+            one = np.clip(one / spread, -FARTHEST, FARTHEST)
+            yield from (one, one * np.abs(one))
+
+    def _read(self, examples: Sequence[Example]) -> _Read:
+        """The encoder's means, and the responses' tokens."""
+        import torch
+
+        from airrep.device import GPU_ENCODER_TOKENS, tokens_at_once
+        from airrep.encoder import evaluating
+        from airrep.examples import lengths_of, token_chunks
+        from airrep.trunk import PooledTexts
+
+        encoder = self.encoder_
+        tokenized = encoder.tokenize(examples)
+        at_once = tokens_at_once(encoder.device, GPU_ENCODER_TOKENS)
+        chunks = token_chunks(lengths_of(tokenized), at_once)
+        bar = tqdm(chunks, desc="encode", disable=not self.show_progress)
+        with evaluating(encoder), torch.no_grad():
+            texts = PooledTexts(encoder, tokenized, bar)
+        assert texts.words is not None
+        responses = [
+            text.ids[start:end]
+            for text, (start, end) in zip(tokenized, response_spans(tokenized), strict=True)
+        ]
+        keys = [
+            [
+                _key(example.response.strip().encode()),
+                *(_key(ids[part].astype(np.int64).tobytes()) for part in PARTS),
+            ]
+            for example, ids in zip(examples, responses, strict=True)
+        ]
+        kinds = [np.unique(ids) for ids in responses]
+        ends = np.cumsum([0, *map(len, kinds)])
+        vocabulary = encoder.base.get_input_embeddings().num_embeddings
+        ones = np.ones(ends[-1], dtype=np.float32)
+        indices = np.concatenate(kinds).astype(np.int64)
+        tokens = sparse.csr_array((ones, indices, ends), shape=(len(examples), vocabulary))
+        return _Read(
+            texts.pooled.cpu().numpy(), texts.words.cpu().numpy(), tokens, np.asarray(keys)
+        )
+
+    def _place_texts(self, read: _Read) -> _Texts:
+        """What the kernels take of texts."""
+        tokens = read.tokens * self.rarity_[None]
+        lengths = np.sqrt(np.asarray(tokens.multiply(tokens).sum(axis=1)))
+        tokens = sparse.csr_array(tokens.multiply(1 / np.maximum(lengths, 1e-9)[:, None]))
+        text, text_gates = self.text_.place(read.text)
+        words, words_gates = self.words_.place(read.words)
+        return _Texts(text, words, tokens, read.keys, text_gates, words_gates)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        pool = self.pool_
+        state = {
+            "weights": self.weights_,
+            "rarity": self.rarity_,
+            "member_spread": self.member_spread_,
+            "pool/text": pool.text,
+            "pool/words": pool.words,
+            "pool/keys": pool.keys,
+        }
+        state |= {f"pool/tokens/{key}": value for key, value in matrix_state(pool.tokens).items()}
+        for name, space in (("text", self.text_), ("words", self.words_)):
+            state |= {f"{name}/{key}": value for key, value in vars(space).items()}
+        return state | members_state(self.members_)
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            found = {key: value for key, value in state.items() if key.startswith(prefix)}
+            return {key.removeprefix(prefix): value for key, value in found.items()}
+
+        self.weights_, self.rarity_ = state["weights"], state["rarity"]
+        self.member_spread_ = state["member_spread"]
+        self.text_, self.words_ = _Space(**under("text/")), _Space(**under("words/"))
+        text, words, keys = (state[f"pool/{name}"] for name in ("text", "words", "keys"))
+        none = np.empty((len(text), 0), dtype=np.float32)
+        tokens = restore_matrix(under("pool/tokens/"))
+        self.pool_ = _Texts(text, words, tokens, keys, none, none)
+        self.members_ = restore_members(self.members, state, len(text))
+
+    def _saved_params(self) -> dict[str, Any]:
+        # What was learned from the labels is in the state.
+        return super()._saved_params() | {"labels": None, "members": members_params(self.members_)}
+
+    def _save_parts(self, folder: Path) -> None:
+        super()._save_parts(folder)
+        save_members(self.members_, folder)
+
+    def _load_parts(self, folder: Path) -> None:
+        super()._load_parts(folder)
+        load_members(self.members_, folder)
+        self.members = self.members_
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Of texts: the encoder's means (n, d), the response's words (n, e), which tokens a response
+    has (n, vocabulary) and hashes of its parts (n, KEYS)."""
+
+    text: np.ndarray
+    words: np.ndarray
+    tokens: sparse.csr_array
+    keys: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Of texts: rows of length 1 whose products are cosines, hashes, and the gates' inputs."""
+
+    text: np.ndarray
+    words: np.ndarray
+    tokens: sparse.csr_array
+    keys: np.ndarray
+    text_gates: np.ndarray
+    words_gates: np.ndarray
+
+    def part(self, rows: slice) -> _Texts:
+        """Some of the texts."""
+        return _Texts(*(part[rows] for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class _Space:
+    """A space of vectors as the pool has it: mean and standard deviation of every number (d,), and
+    principal axes (k, d) that give coordinates of standard deviation GATE_SPREAD.
+
+    A causal language model has a few numbers that are far larger than all others, and say little.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, count: int) -> _Space:
+        """The space of a pool's vectors (n, d), with at most `count` axes."""
+        unit = _unit(vectors)
+        mean, deviation = unit.mean(axis=0), unit.std(axis=0)
+        deviation = np.where(deviation > 1e-6, deviation, np.inf).astype(np.float32)
+        standardised = (unit - mean) / deviation
+        spread, directions = np.linalg.eigh(standardised.T @ standardised / len(unit))
+        chosen = np.argsort(-spread)[:count]
+        chosen = chosen[spread[chosen] > 1e-6]
+        axes = directions.T[chosen] * (GATE_SPREAD / np.sqrt(spread[chosen]))[:, None]
+        return cls(mean, deviation, axes.astype(np.float32))
+
+    def place(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (n, d) standardised, of length 1, and their coordinates (n, k)."""
+        standardised = (_unit(vectors) - self.mean) / self.deviation
+        return _unit(standardised), standardised @ self.axes.T
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def _key(content: bytes) -> int:
+    """A hash that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

@@ -26,6 +26,7 @@ from airrep.weights import fingerprint_weights, resolve_model
 
 MODELS = ("encoder", "lm")  # parameters that name one model
 ENSEMBLE = "ensemble"
+KERNELS = "kernels"
 
 
 def needs_warm_up(config: RunConfig, names: Sequence[str]) -> bool:

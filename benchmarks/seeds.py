@@ -15,9 +15,11 @@ methods' parameters are those that `airrep tune` chose, if it ran.
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,8 @@ import torch
 from accelerate import Accelerator
 from jsonargparse import ArgumentParser
 
+from airrep.attributor import Attributor
+from airrep.attributors import method_class
 from airrep.attributors.ensemble import fit_weights, mix, reference_subsets, standardise
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
@@ -78,6 +82,7 @@ class Bench:
         self.labels, self.test_labels = train.read(), test.read()
         self.device = pick_device(config.device)
         self.new_encoder = sharing_means(resolve_model(config.encoder))
+        self.made: dict[str, Attributor] = {}
         self.folder.mkdir(exist_ok=True)
 
     @cached_property
@@ -89,13 +94,19 @@ class Bench:
         changes = VARIANTS[variant].settings
         return replace(self.config.train, seed=seed, checkpoint_every=0, **changes)
 
-    def method(self, name: str) -> np.ndarray:
-        """A method's scores (training and test targets, pool)."""
-        path = self.folder / f"{name}.npy"
+    def method(self, name: str, seed: int) -> np.ndarray:
+        """A method's scores (training and test targets, pool); the seed is for what it learns."""
+        learns = "labels" in signature(method_class(name)).parameters
+        key = f"{name}-{seed}" if learns else name
+        path = self.folder / f"{key}.npy"
         if not path.exists():
-            if needs_warm_up(self.config, [name]):
-                warm_up(self.config)
-            attributor = make_methods(method_arguments(self.config, [name]))[name]
+            config = replace(self.config, train=replace(self.config.train, seed=seed))
+            if needs_warm_up(config, [name]):
+                warm_up(config)
+            arguments = method_arguments(config, [name])
+            attributor = self.made.setdefault(name, make_methods(arguments)[name])
+            for given, value in arguments[name].items():  # of this seed; what it has read stays
+                setattr(attributor, given, value)
             start = time.perf_counter()
             attributor.fit(self.pool)
             fitted = time.perf_counter()
@@ -105,8 +116,13 @@ class Bench:
                 "score_seconds": time.perf_counter() - fitted,
                 "bytes_per_example": attributor.bytes_per_example,
             }
-            self._write(name, about, scores)
+            self._write(key, about, scores)
         return np.load(path)
+
+    def pooled(self, name: str, seed: int, rows: slice | np.ndarray, labels: Labels) -> np.ndarray:
+        """A method's standardised scores (rows of targets, subsets): by attention, if it can."""
+        pooling = method_class(name).poolings[-1]
+        return pooled(self.method(name, seed)[rows], labels, pooling)
 
     def encoder(self, variant: str, seed: int) -> tuple[dict[str, Any], np.ndarray]:
         """How the training went, and embeddings (pool, training and test targets)."""
@@ -118,7 +134,7 @@ class Bench:
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
             if VARIANTS[variant].distils:
-                scores = self.method(self.options.teacher)[: len(self.targets)]
+                scores = self.method(self.options.teacher, seed)[: len(self.targets)]
                 start = time.perf_counter()
                 first = replace(settings, max_steps=self.options.distil_steps)
                 first = replace(first, subsets_per_step=self.options.distil_pool)
@@ -161,8 +177,9 @@ class Bench:
     def weights(self, variant: str, seed: int, methods: Sequence[str]) -> np.ndarray:
         """Weights of an encoder and of methods, fitted on what the encoder's training held out."""
         rows, held = held_out_labels(self.labels, self.settings(variant, seed))
-        scores = [self.learned(variant, seed), *map(self.method, methods)]
-        return fit_weights([pooled(one[rows], held) for one in scores], held.losses)
+        others = [self.pooled(name, seed, rows, held) for name in methods]
+        learned = pooled(self.learned(variant, seed)[rows], held)
+        return fit_weights([learned, *others], held.losses)
 
     def _write(self, name: str, about: dict[str, Any], array: np.ndarray) -> None:
         write_json_atomic(
@@ -202,6 +219,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for variant in variants:
         show_training(variant, [bench.encoder(variant, seed)[0] for seed in range(options.seeds)])
+    show_held_out(bench, variants, methods, range(options.seeds))
     if options.final:
         show_test(bench, variants, methods, range(options.seeds))
 
@@ -220,22 +238,45 @@ def show_training(variant: str, runs: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def show_held_out(
+    bench: Bench, variants: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """The table of methods and ensembles on what each seed held out of the training labels, by
+    which the ensembles' weights are fitted too."""
+    found = defaultdict(list)
+    for seed in seeds:
+        rows, held = held_out_labels(bench.labels, bench.settings("base", seed))
+        others = [bench.pooled(name, seed, rows, held) for name in methods]
+        scores = dict(zip(methods, others, strict=True))
+        for variant in variants:
+            one = pooled(bench.learned(variant, seed)[rows], held)
+            weights = bench.weights(variant, seed, methods)
+            scores[f"{variant} with {', '.join(methods)}"] = mix([one, *others], weights)
+        for name, own in scores.items():
+            found[name].append(float(lds_per_target(own, held.losses)[0].mean()))
+    print("\n| method | held-out LDS, mean | each |\n|---|---|---|")
+    for name, each in found.items():
+        print(f"| {name} | {np.mean(each):.3f} | {', '.join(f'{one:.3f}' for one in each)} |")
+
+
 def show_test(
     bench: Bench, variants: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
 ) -> None:
     """The table of the test labels."""
     tests = slice(len(bench.targets), None)
     print("\n| method | LDS on test labels | each seed |\n|---|---|---|", flush=True)
-    for name in methods:
-        scores = bench.method(name)[tests]
-        for pooling in ("attention", "sum"):
-            subset_scores = pooled(scores, bench.test_labels, pooling)
-            print(f"| {name}, {pooling} | {judged([subset_scores], bench.test_labels)} |")
-    others = [pooled(bench.method(name)[tests], bench.test_labels) for name in methods]
+    others = [
+        [bench.pooled(name, seed, tests, bench.test_labels) for name in methods] for seed in seeds
+    ]
+    for name, scores in zip(methods, zip(*others, strict=True), strict=True):
+        print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
+    means = [np.mean(scores, axis=0) for scores in zip(*others, strict=True)]
     for variant in variants:
         learned = [pooled(bench.learned(variant, seed)[tests], bench.test_labels) for seed in seeds]
         weights = [bench.weights(variant, seed, methods) for seed in seeds]
-        both = [mix([one, *others], own) for one, own in zip(learned, weights, strict=True)]
+        both = [
+            mix([one, *some], own) for one, some, own in zip(learned, others, weights, strict=True)
+        ]
         together = mix(learned, np.ones(len(learned)))
         mean = np.mean(weights, axis=0)
         shown = " ".join(f"{weight:.2f}" for weight in mean)
@@ -243,11 +284,11 @@ def show_test(
             variant: learned,
             f"{variant}, all seeds together": [together],
             f"{variant} with {', '.join(methods)} (weights {shown})": both,
-            "all of these together": [mix([together, *others], mean)],
+            "all of these together": [mix([together, *means], mean)],
         }
         for name, scores in rows.items():
             print(f"| {name} | {judged(scores, bench.test_labels)} |", flush=True)
-        first = [learned[0], both[0], *others]
+        first = [learned[0], both[0], *others[0]]
         drawn = resampled_lds(
             first,
             bench.test_labels.losses,
@@ -256,7 +297,7 @@ def show_test(
         print("\nFirst seed, paired, 95% intervals:")
         print(f"- ensemble minus {variant}: {difference(drawn[1] - drawn[0])}")
         for name, one in zip(methods, drawn[2:], strict=True):
-            print(f"- {variant} minus {name}, attention: {difference(drawn[0] - one)}")
+            print(f"- {variant} minus {name}: {difference(drawn[0] - one)}")
 
 
 def difference(drawn: np.ndarray) -> str:

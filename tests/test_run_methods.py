@@ -27,11 +27,12 @@ from tests.tiny_lm import save_tiny_lm
 from tests.tiny_models import tiny_encoder
 
 COLOURS = ("blue", "green", "red", "white")
-METHODS = ["airrep", "tfidf", "logra", "tracin", "ensemble"]
+METHODS = ["airrep", "kernels", "tfidf", "logra", "tracin", "ensemble"]
 PARAMS = {
     "logra": {"projection_rank": 2},
     "tracin": {"projection_rank": 2},
-    "ensemble": {"members": ["airrep", "logra"]},
+    "kernels": {"members": ["logra"]},
+    "ensemble": {"members": ["airrep", "kernels", "logra"]},
 }
 
 
@@ -96,6 +97,27 @@ def test_members_of_an_ensemble_are_names(config: RunConfig) -> None:
         method_arguments(none, ["ensemble"])
 
 
+def test_kernels_learn_from_the_runs_training_labels(config: RunConfig) -> None:
+    arguments = method_arguments(config, ["kernels"])["kernels"]
+    assert arguments["labels"].settings == config.train
+    assert arguments["labels"].labels.losses.shape == (8, 12)
+    assert [name for name, _ in arguments["members"]] == ["logra"]
+    assert needs_warm_up(config, ["kernels"])
+    alone = replace(config, evaluate=replace(config.evaluate, params={}))
+    assert not needs_warm_up(alone, ["kernels"])
+    assert method_arguments(alone, ["kernels"])["kernels"]["members"] == []
+
+
+@pytest.mark.parametrize("members", [["airrep"], ["tfidf", "ensemble"]])
+def test_kernels_refuse_members_that_have_seen_the_labels(
+    config: RunConfig, members: list[str]
+) -> None:
+    params = {"kernels": {"members": members}, "ensemble": {"members": ["tfidf"]}}
+    learned = replace(config, evaluate=replace(config.evaluate, params=params))
+    with pytest.raises(InputError, match="has seen the labels that kernels learns"):
+        method_arguments(learned, ["kernels"])
+
+
 def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     config = replace(config, distil=DistilConfig("logra", steps=2))
     stages.train(config)
@@ -108,7 +130,7 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
 
     stages.tune(config, trials=2)
     tuned = json.loads((folder / "tuned.json").read_text())
-    assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "ensemble"]
+    assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "kernels", "ensemble"]
     tried = [row["params"].keys() for row in tuned["methods"]["logra"]["trials"]]
     assert all("projection_rank" not in keys for keys in tried)  # the configuration has it
     weights = tuned["methods"]["ensemble"]["chosen"]["weights"]

@@ -25,7 +25,7 @@ from airrep.attributors.members import (
     save_members,
 )
 from airrep.attributors.words import matrix_state, restore_matrix
-from airrep.examples import Example, InputError, response_spans
+from airrep.examples import Example, InputError, TokenizedExample, response_spans
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
 # Of a response's tokens: parts that are the same or not, beside the whole response.
 PARTS = (slice(1), slice(2), slice(-1, None))
-KEYS = 1 + len(PARTS)
-KERNELS = 2 * 3 + 2 + KEYS + 3 + 3
+# Tokens of a prompt's opening that are all the same or not, behind those that all prompts open
+# with: instructions of one kind open alike. The third also goes with what the response shares.
+OPENINGS = (1, 2, 4, 8)
+KERNELS = 25
 PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
 LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
 RATE, STEPS, EVERY = 0.01, 200, 5  # of Adam, over all labels at once
@@ -54,13 +56,15 @@ class KernelsAttributor(AirRepAttributor):
     both standardised on the pool, to the powers 1, 3 and 9; the cosine of TF-IDF weights of the
     response's tokens, to the powers 1 and 3; 1 where the response, its first token, its first two
     or its last are the same; t and t³ where the first token is the same, t where the response is;
-    max(t, 0) r, max(t, 0) r³ and max(t, 0)³ r³. A member's scores s add s and s |s|.
+    max(t, 0) r, max(t, 0) r³ and max(t, 0)³ r³; 1 where the prompt's first 1, 2, 4 or 8 tokens are
+    the same, behind those that the whole pool opens with; and where 4 are, 1 where the first token
+    or the whole response is the same too, and r. A member's scores s add s and s |s|.
 
     Scores of a subset add up. The weights of a target are linear in its first `components`
     principal components of t and of r, those of the pool. They are learned from `labels` by
     the correlation objective plus `penalty` times the sum of the squares of what depends on the
     target; the best step on what the labels' settings hold out is taken. The encoder does not
-    train, and nothing else has weights: 18 (1 + 2 components) of them without members.
+    train, and nothing else has weights: 25 (1 + 2 components) of them without members.
 
     `encoder` is a folder or hub id of a text encoder, or one made by `AirRepEncoder.from_base`,
     which stays as it is. `labels` are of the pool that is fitted; a method from `load` has none,
@@ -125,10 +129,12 @@ class KernelsAttributor(AirRepAttributor):
             except InputError as error:
                 raise NotApplicableError(f"kernels: {error}") from error
         self.members_ = [member.fit(pool) for member in made]
-        read = self._read(pool)
+        tokenized = self.encoder_.tokenize(pool)
         if self.labels is None:
-            self.pool_ = self._place_texts(read)
+            self.pool_ = self._place_texts(self._read(pool, tokenized))
             return
+        self.opening_ = _common_start([text.ids for text in tokenized])
+        read = self._read(pool, tokenized)
         self.text_ = _Space.of(read.text, self.components)
         self.words_ = _Space.of(read.words, self.components)
         holders = np.bincount(read.tokens.indices, minlength=read.tokens.shape[1])
@@ -219,7 +225,7 @@ class KernelsAttributor(AirRepAttributor):
 
     def _blocks(self, targets: Sequence[Example]) -> Iterator[tuple[_Texts, list[np.ndarray]]]:
         """Targets as `_kernels` takes them, with the members' scores, few enough at once."""
-        texts = self._place_texts(self._read(targets))
+        texts = self._place_texts(self._read(targets, self.encoder_.tokenize(targets)))
         scores = [member.score(targets) for member in self.members_]
         size = max(1, PRODUCTS_AT_ONCE // len(self.pool_.text))
         for start in range(0, len(targets), size):
@@ -240,21 +246,22 @@ class KernelsAttributor(AirRepAttributor):
         yield from (words, words3, words3 * words3 * words3)
         tokens = (targets.tokens @ pool.tokens.T).toarray()
         yield from (tokens, tokens * tokens * tokens)
-        for column in range(KEYS):
-            same = (targets.keys[:, [column]] == pool.keys[:, column]).astype(np.float32)
-            yield same
-            if column == 0:
-                yield same * text
-            if column == 1:
-                yield from (same * text, same * text3)
+        response, first, second, last, *openings = (
+            (targets.keys[:, [column]] == keys).astype(np.float32)
+            for column, keys in enumerate(pool.keys.T)
+        )
+        yield from (response, first, second, last)
+        yield from (response * text, first * text, first * text3)
         near, near3 = np.maximum(text, 0), np.maximum(text3, 0)
         yield from (near * words, near * words3, near3 * words3)
+        yield from openings
+        yield from (openings[2] * first, openings[2] * response, openings[2] * words)
         for one, spread in zip(scores, self.member_spread_, strict=True):
             one = np.clip(one / spread, -FARTHEST, FARTHEST)
             yield from (one, one * np.abs(one))
 
-    def _read(self, examples: Sequence[Example]) -> _Read:
-        """The encoder's means, and the responses' tokens."""
+    def _read(self, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> _Read:
+        """The encoder's means, the responses' tokens, and hashes."""
         import torch
 
         from airrep.device import GPU_ENCODER_TOKENS, tokens_at_once
@@ -263,7 +270,6 @@ class KernelsAttributor(AirRepAttributor):
         from airrep.trunk import PooledTexts
 
         encoder = self.encoder_
-        tokenized = encoder.tokenize(examples)
         at_once = tokens_at_once(encoder.device, GPU_ENCODER_TOKENS)
         chunks = token_chunks(lengths_of(tokenized), at_once)
         bar = tqdm(chunks, desc="encode", disable=not self.show_progress)
@@ -278,8 +284,12 @@ class KernelsAttributor(AirRepAttributor):
             [
                 _key(example.response.strip().encode()),
                 *(_key(ids[part].astype(np.int64).tobytes()) for part in PARTS),
+                *(
+                    _key(text.ids[: self.opening_ + size].astype(np.int64).tobytes())
+                    for size in OPENINGS
+                ),
             ]
-            for example, ids in zip(examples, responses, strict=True)
+            for example, text, ids in zip(examples, tokenized, responses, strict=True)
         ]
         kinds = [np.unique(ids) for ids in responses]
         ends = np.cumsum([0, *map(len, kinds)])
@@ -305,6 +315,7 @@ class KernelsAttributor(AirRepAttributor):
         state = {
             "weights": self.weights_,
             "rarity": self.rarity_,
+            "opening": np.asarray([self.opening_]),
             "member_spread": self.member_spread_,
             "pool/text": pool.text,
             "pool/words": pool.words,
@@ -321,7 +332,7 @@ class KernelsAttributor(AirRepAttributor):
             return {key.removeprefix(prefix): value for key, value in found.items()}
 
         self.weights_, self.rarity_ = state["weights"], state["rarity"]
-        self.member_spread_ = state["member_spread"]
+        self.member_spread_, self.opening_ = state["member_spread"], int(state["opening"][0])
         self.text_, self.words_ = _Space(**under("text/")), _Space(**under("words/"))
         text, words, keys = (state[f"pool/{name}"] for name in ("text", "words", "keys"))
         none = np.empty((len(text), 0), dtype=np.float32)
@@ -346,7 +357,7 @@ class KernelsAttributor(AirRepAttributor):
 @dataclass(frozen=True)
 class _Read:
     """Of texts: the encoder's means (n, d), the response's words (n, e), which tokens a response
-    has (n, vocabulary) and hashes of its parts (n, KEYS)."""
+    has (n, vocabulary), and hashes (n, keys) of what is the same in two texts or not."""
 
     text: np.ndarray
     words: np.ndarray
@@ -403,6 +414,14 @@ class _Space:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def _common_start(ids: Sequence[np.ndarray]) -> int:
+    """How many tokens all texts open with."""
+    least = min(map(len, ids))
+    heads = np.stack([one[:least] for one in ids])
+    differ = (heads != heads[0]).any(axis=0)
+    return int(np.argmax(differ)) if differ.any() else least
 
 
 def _key(content: bytes) -> int:

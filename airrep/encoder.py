@@ -43,7 +43,7 @@ from airrep.examples import (
 )
 from airrep.pooling import mean_pool
 from airrep.provenance import clear_save_errors
-from airrep.weights import check_whole, plain_weights, resolve_model
+from airrep.weights import PACKAGE, check_whole, plain_weights, resolve_model
 
 HEADS = ("projector.", "words_projector.")  # what lies on top of the base, by parameters' names
 
@@ -88,7 +88,8 @@ class AirRepEncoder(PreTrainedModel):
 
     @classmethod
     def from_base(cls, source: str | Path, max_length: int = MAX_LENGTH, **kwargs: Any) -> Self:
-        """An untrained encoder on a Hugging Face text encoder: a folder, a hub id or a GGUF file.
+        """An untrained encoder on a Hugging Face text encoder: a folder, a hub id, a GGUF file, or
+        "package:NAME" (`airrep.weights.resolve_model`).
 
         Its embeddings are the base's mean-pooled ones. A causal language model is a base too,
         without its head; a GGUF file's is converted once (`airrep.weights.plain_weights`).
@@ -96,8 +97,10 @@ class AirRepEncoder(PreTrainedModel):
         runs only with trust_remote_code=True. Raises InputError when the source is not a model,
         or its weights (in safetensors) or its tokenizer are missing.
         """
+        if str(source).startswith(PACKAGE) or Path(source).suffix == ".gguf":
+            source = resolve_model(source)
         if Path(source).suffix == ".gguf":
-            source = plain_weights(resolve_model(source))
+            source = plain_weights(Path(source))
         with clear_load_errors(source):
             config = read_base_config(source, hub_arguments(kwargs))
             tokenizer = AutoTokenizer.from_pretrained(str(source), **hub_arguments(kwargs))

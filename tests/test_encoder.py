@@ -242,6 +242,11 @@ def test_weights_are_only_ever_read_from_safetensors(base: Path, tmp_path: Path)
         AirRepEncoder.from_base(tmp_path)
 
 
+def test_a_base_from_a_package_that_is_not_installed() -> None:
+    with pytest.raises(InputError, match="no_such_package"):
+        AirRepEncoder.from_base("package:no_such_package")
+
+
 def test_a_folder_that_is_no_encoder(base: Path, encoder: AirRepEncoder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no folder .*nowhere"):
         AirRepEncoder.from_pretrained(tmp_path / "nowhere")

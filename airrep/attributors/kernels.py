@@ -45,7 +45,6 @@ RATE, STEPS, EVERY = 0.01, 200, 5  # of Adam, over all labels at once
 START = 0.1  # of each kernel's weight, for every target
 LEARNED = ("airrep", "ensemble", "kernels")  # what has seen the labels
 GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
-FARTHEST = 20.0  # standard deviations of a member's score
 
 
 class KernelsAttributor(AirRepAttributor):
@@ -143,58 +142,28 @@ class KernelsAttributor(AirRepAttributor):
         self._learn(self.labels)
 
     def _learn(self, given: TrainingLabels) -> None:
-        """Sets the weights (kernels, 1 + 2 components), in units of each kernel's spread."""
-        import torch
-
+        """Sets the weights (kernels, 1 + 2 components)."""
         from airrep.holdout import training_labels
-        from airrep.metrics import lds_per_target
-        from airrep.objectives import correlation
 
         labels, settings = given.labels, given.settings
         split, values, _ = training_labels(labels, settings)
         rows = split.train_targets
-        count = KERNELS + 2 * len(self.members_)
-        most = max(1, LABELS_AT_ONCE // (count * len(labels.subsets)))
+        kernels = KERNELS + 2 * len(self.members_)
+        most = max(1, LABELS_AT_ONCE // (kernels * len(labels.subsets)))
         if len(rows) > most:  # the weights are few: a sample tells them as well
             chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[:most])
             rows, values = rows[chosen], values[chosen]
 
-        def inputs(targets: np.ndarray, columns: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        def inputs(targets: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             examples = [given.targets[row] for row in targets]
-            gates, sums = self._sums(examples, [labels.subsets[column] for column in columns])
-            return torch.from_numpy(gates), torch.from_numpy(sums)
+            return self._sums(examples, [labels.subsets[column] for column in columns])
 
-        self.member_spread_ = np.ones(len(self.members_), dtype=np.float32)
-        examples = [given.targets[row] for row in rows]
-        spread = [member.score(examples).std() for member in self.members_]
-        self.member_spread_ = np.asarray(spread, dtype=np.float32).clip(1e-12)
-        gates, sums = inputs(rows, split.train_subsets)
-        units = sums.std(dim=(1, 2), keepdim=True)
-        units = torch.where(units > 1e-6, units, torch.inf)  # a kernel that tells nothing
-        held = inputs(split.held_targets, split.held_subsets) if len(split.held_subsets) else None
-        losses = labels.losses[np.ix_(split.held_targets, split.held_subsets)]
-        weights = torch.zeros(count, gates.shape[1])
-        weights[:, 0] = START
-        weights.requires_grad_()
-        optimizer = torch.optim.Adam([weights], lr=RATE)
-        wanted, best, best_lds = torch.from_numpy(values), weights.detach().clone(), -np.inf
-
-        def predict(gates: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-            return torch.einsum("htm,th->tm", sums, gates @ (weights / units[:, 0]).T)
-
-        for step in range(STEPS + 1):
-            if step % EVERY == 0 and (held is not None or step == STEPS):
-                with torch.no_grad():
-                    scores = None if held is None else predict(*held).double().numpy()
-                lds = 0.0 if scores is None else float(lds_per_target(scores, losses)[0].mean())
-                if lds > best_lds:
-                    best, best_lds = weights.detach().clone(), lds
-            loss = correlation(predict(gates, sums), wanted)
-            loss = loss + self.penalty * weights[:, 1:].square().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        self.weights_ = (best / units[:, 0]).numpy()
+        held = None
+        if len(split.held_subsets):
+            losses = labels.losses[np.ix_(split.held_targets, split.held_subsets)]
+            held = (*inputs(split.held_targets, split.held_subsets), losses)
+        trained = (*inputs(rows, split.train_subsets), values)
+        self.weights_ = learn_weights(trained, held, self.penalty)
 
     def _sums(
         self, targets: Sequence[Example], subsets: Sequence[np.ndarray]
@@ -211,7 +180,10 @@ class KernelsAttributor(AirRepAttributor):
             gates.append(self._gates(some))
             sums.append(np.stack([(members @ one.T).T for one in self._kernels(some, scores)]))
         joined = np.concatenate(sums, axis=1)
-        return np.concatenate(gates), joined - joined.mean(axis=2, keepdims=True)
+        centred = joined - joined.mean(axis=2, keepdims=True)
+        # Rounding is no difference between subsets.
+        centred[np.abs(centred) <= 1e-6 * np.abs(joined).max(axis=2, keepdims=True)] = 0
+        return np.concatenate(gates), centred
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         blocks = []
@@ -256,8 +228,7 @@ class KernelsAttributor(AirRepAttributor):
         yield from (near * words, near * words3, near3 * words3)
         yield from openings
         yield from (openings[2] * first, openings[2] * response, openings[2] * words)
-        for one, spread in zip(scores, self.member_spread_, strict=True):
-            one = np.clip(one / spread, -FARTHEST, FARTHEST)
+        for one in scores:
             yield from (one, one * np.abs(one))
 
     def _read(self, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> _Read:
@@ -316,7 +287,6 @@ class KernelsAttributor(AirRepAttributor):
             "weights": self.weights_,
             "rarity": self.rarity_,
             "opening": np.asarray([self.opening_]),
-            "member_spread": self.member_spread_,
             "pool/text": pool.text,
             "pool/words": pool.words,
             "pool/keys": pool.keys,
@@ -332,7 +302,7 @@ class KernelsAttributor(AirRepAttributor):
             return {key.removeprefix(prefix): value for key, value in found.items()}
 
         self.weights_, self.rarity_ = state["weights"], state["rarity"]
-        self.member_spread_, self.opening_ = state["member_spread"], int(state["opening"][0])
+        self.opening_ = int(state["opening"][0])
         self.text_, self.words_ = _Space(**under("text/")), _Space(**under("words/"))
         text, words, keys = (state[f"pool/{name}"] for name in ("text", "words", "keys"))
         none = np.empty((len(text), 0), dtype=np.float32)
@@ -352,6 +322,49 @@ class KernelsAttributor(AirRepAttributor):
         super()._load_parts(folder)
         load_members(self.members_, folder)
         self.members = self.members_
+
+
+def learn_weights(
+    trained: tuple[np.ndarray, np.ndarray, np.ndarray],
+    held: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    penalty: float,
+) -> np.ndarray:
+    """Weights (kernels, G) whose products with a target's gates (G,) weigh its kernels.
+
+    `trained` are gates (T, G), the first of them 1, the kernels' sums over subsets (kernels, T, M)
+    and standardised labels (T, M); `held` are the same of other targets and subsets, with their
+    losses, which choose the step (None: the last is taken). Sums are brought to one spread first.
+    """
+    import torch
+
+    from airrep.metrics import lds_per_target
+    from airrep.objectives import correlation
+
+    gates, sums, labels = map(torch.from_numpy, trained)
+    units = sums.std(dim=(1, 2))[:, None]
+    units = torch.where(units > 0, units, torch.inf)  # a kernel that tells nothing
+    weights = torch.zeros(len(sums), gates.shape[1])
+    weights[:, 0] = START
+    weights.requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=RATE)
+    best, best_lds = weights.detach(), -np.inf
+
+    def predict(gates: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("htm,th->tm", sums, gates @ (weights / units).T)
+
+    for step in range(STEPS + 1):
+        if held is not None and step % EVERY == 0:
+            with torch.no_grad():
+                scores = predict(*map(torch.from_numpy, held[:2])).numpy()
+            lds = float(lds_per_target(scores, held[2])[0].mean())
+            if lds > best_lds:
+                best, best_lds = weights.detach().clone(), lds
+        loss = correlation(predict(gates, sums), labels)
+        loss = loss + penalty * weights[:, 1:].square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ((weights.detach() if held is None else best) / units).numpy()
 
 
 @dataclass(frozen=True)

@@ -472,6 +472,8 @@ def test_bm25_scores_the_same_in_every_process():
         ("bm25", {"b": "x"}, "'bm25' got b 'x'; it takes float"),
         ("tfidf", {"sublinear_tf": 7}, "got sublinear_tf 7; it takes bool"),
         ("random", {"seed": True}, "got seed True; it takes int"),
+        ("kernels", {"encoder": "x", "components": 2.5}, "got components 2.5; it takes int"),
+        ("embedding", {"encoder": "x", "batch_size": "4"}, "batch_size .4.; it takes int, or null"),
     ],
 )
 def test_a_parameter_of_another_type_is_named(name, params, message):

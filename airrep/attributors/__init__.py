@@ -3,9 +3,10 @@
 import difflib
 import inspect
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 from airrep.attributor import Attributor
@@ -69,12 +70,9 @@ def make_attributor(name: str, **params: Any) -> Attributor:
 
 def _check_types(name: str, method: type[Attributor], params: Mapping[str, Any]) -> None:
     """Raises InputError for what is no number, text or null where a parameter takes only such."""
-    try:
-        hints = get_type_hints(method.__init__)
-    except NameError:  # of a module that is not loaded
-        return
     for key, value in params.items():
-        kinds = set(get_args(hints.get(key)) or (hints.get(key),))
+        hint = _type_hint(method.__init__, key)
+        kinds = set(get_args(hint) or (hint,))
         if not kinds <= PLAIN:
             continue
         allowed = [kind for kind in kinds if kind not in (int, float)]
@@ -84,6 +82,15 @@ def _check_types(name: str, method: type[Attributor], params: Mapping[str, Any])
             wanted = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
             null = ", or null" if type(None) in kinds else ""
             raise InputError(f"The method {name!r} got {key} {value!r}; it takes {wanted}{null}.")
+
+
+def _type_hint(function: Callable[..., Any], key: str) -> Any:
+    """A parameter's type; object where there is none, or it is of a module that is not loaded."""
+    one = SimpleNamespace(__annotations__={key: function.__annotations__.get(key, object)})
+    try:
+        return get_type_hints(one, function.__globals__)[key]
+    except NameError:
+        return object
 
 
 def method_class(name: str) -> type[Attributor]:

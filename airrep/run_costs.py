@@ -12,8 +12,8 @@ def preparing_seconds(
     folder: RunFolder, others: Sequence[str], arguments: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
     """What came before a method is fitted, by its name: labels (of the `others` too, folders of
-    runs) and training behind the run's encoder; the warm-up model. An ensemble has what its members
-    have.
+    runs) and training behind the run's encoder; the warm-up model. What has members has what these
+    have too.
 
     Without those for which it is not known: labels that were imported, or made before it was
     recorded.
@@ -22,8 +22,12 @@ def preparing_seconds(
     warming = _seconds_in(folder.warm_up / "warm_up.json")
     found: dict[str, float] = {}
     for name, own in arguments.items():
-        parts = dict(own["members"]) if "members" in own else {name: own}
-        spent = [learning_seconds(folder, others)] if "airrep" in parts else []
+        parts = _parts(name, own)
+        spent = []
+        if "airrep" in parts:
+            spent.append(learning_seconds(folder, others))
+        elif any(part.get("labels") is not None for part in parts.values()):
+            spent.append(label_seconds([folder]))
         if any(part.get("lm") == warm_up_model for part in parts.values()):
             spent.append(warming)
         known = [seconds for seconds in spent if seconds is not None]
@@ -32,20 +36,37 @@ def preparing_seconds(
     return found
 
 
+def _parts(name: str, own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A method's arguments by its name, and those of its members, and of theirs."""
+    parts = {name: own}
+    for member, given in own.get("members", []):
+        parts |= _parts(member, given)
+    return parts
+
+
 def learning_seconds(folder: RunFolder, others: Sequence[str]) -> float | None:
     """Of the training labels, other runs' too, and of training on them and a teacher's scores."""
     parts = [_seconds_in(folder.path / "train.json")]
     distilled = folder.path / "distilled"
     if distilled.is_dir():
         parts += [_seconds_in(distilled / name) for name in ("teacher.json", "train.json")]
-    for run in (folder, *(RunFolder(Path(path)) for path in others)):
+    parts.append(label_seconds([folder, *(RunFolder(Path(path)) for path in others)]))
+    known = [seconds for seconds in parts if seconds is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def label_seconds(folders: Sequence[RunFolder]) -> float | None:
+    """Of the training labels of some runs; None where it is not known."""
+    total = 0.0
+    for run in folders:
         if not run.labels("train").is_dir():
             return None
         store = run.open_labels("train")
         labels = store.seconds()
-        parts.append(sum(labels.values()) if store.done() <= labels.keys() else None)
-    known = [seconds for seconds in parts if seconds is not None]
-    return sum(known) if len(known) == len(parts) else None
+        if not store.done() <= labels.keys():
+            return None
+        total += sum(labels.values())
+    return total
 
 
 def _seconds_in(file: Path) -> float | None:

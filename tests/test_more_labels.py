@@ -13,7 +13,7 @@ from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError, fingerprint_examples, write_examples
 from airrep.holdout import hold_out, more_labels
 from airrep.label_store import Labels, LabelStore
-from airrep.run_costs import learning_seconds
+from airrep.run_costs import learning_seconds, preparing_seconds
 from airrep.run_folder import RunFolder
 from airrep.train_settings import TrainSettings
 from airrep.trainer import TrainResult, train_encoder
@@ -147,6 +147,14 @@ def test_what_learning_cost_counts_the_labels_of_other_runs(tmp_path: Path) -> N
     (own.path / "train.json").write_text('{"seconds": 5.0}')
     assert learning_seconds(own, []) == pytest.approx(25.0)
     assert learning_seconds(own, [str(other.path)]) == pytest.approx(2025.0)
+    kernels = {"labels": object(), "members": [("tfidf", {})]}
+    arguments = {
+        "kernels": kernels,
+        "ensemble": {"members": [("kernels", kernels), ("airrep", {})]},
+        "tfidf": {},
+    }
+    spent = preparing_seconds(own, [], arguments)
+    assert spent == pytest.approx({"kernels": 20.0, "ensemble": 25.0})
 
 
 def test_other_runs_are_checked_before_the_slow_stages(tmp_path: Path, base: Path) -> None:

@@ -153,6 +153,8 @@ def test_examples_in_the_pool_of_equal_texts_are_no_fault(base: Path) -> None:
     ("params", "message"),
     [
         ({"members": "tfidf"}, "give a list of methods"),
+        ({"members": ["logra"]}, "The method 'logra': missing a required argument: 'lm'"),
+        ({"members": ["tfid"]}, "did you mean 'tfidf'"),
         ({"components": -1}, "give at least 0"),
         ({"penalty": -1.0}, "give at least 0"),
     ],

@@ -69,6 +69,8 @@ def _made(member: Member) -> Attributor:
     try:
         name, params = (member, {}) if isinstance(member, str) else member
         return make_attributor(name, **params)
+    except InputError:  # says what that method needs
+        raise
     except (TypeError, ValueError):
         raise InputError(
             f"A member is {member!r}; give an attributor, a method's name, or a name and a "

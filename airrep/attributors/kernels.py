@@ -41,8 +41,6 @@ OPENINGS = (1, 2, 4, 8)
 KERNELS = 25
 PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
 LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
-RATE, STEPS, EVERY = 0.01, 200, 5  # of Adam, over all labels at once
-START = 0.1  # of each kernel's weight, for every target
 LEARNED = ("airrep", "ensemble", "kernels")  # what has seen the labels
 GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
 
@@ -143,6 +141,7 @@ class KernelsAttributor(AirRepAttributor):
 
     def _learn(self, given: TrainingLabels) -> None:
         """Sets the weights (kernels, 1 + 2 components)."""
+        from airrep.attributors.kernel_weights import learn_weights
         from airrep.holdout import training_labels
 
         labels, settings = given.labels, given.settings
@@ -322,49 +321,6 @@ class KernelsAttributor(AirRepAttributor):
         super()._load_parts(folder)
         load_members(self.members_, folder)
         self.members = self.members_
-
-
-def learn_weights(
-    trained: tuple[np.ndarray, np.ndarray, np.ndarray],
-    held: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-    penalty: float,
-) -> np.ndarray:
-    """Weights (kernels, G) whose products with a target's gates (G,) weigh its kernels.
-
-    `trained` are gates (T, G), the first of them 1, the kernels' sums over subsets (kernels, T, M)
-    and standardised labels (T, M); `held` are the same of other targets and subsets, with their
-    losses, which choose the step (None: the last is taken). Sums are brought to one spread first.
-    """
-    import torch
-
-    from airrep.metrics import lds_per_target
-    from airrep.objectives import correlation
-
-    gates, sums, labels = map(torch.from_numpy, trained)
-    units = sums.std(dim=(1, 2))[:, None]
-    units = torch.where(units > 0, units, torch.inf)  # a kernel that tells nothing
-    weights = torch.zeros(len(sums), gates.shape[1])
-    weights[:, 0] = START
-    weights.requires_grad_()
-    optimizer = torch.optim.Adam([weights], lr=RATE)
-    best, best_lds = weights.detach(), -np.inf
-
-    def predict(gates: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("htm,th->tm", sums, gates @ (weights / units).T)
-
-    for step in range(STEPS + 1):
-        if held is not None and step % EVERY == 0:
-            with torch.no_grad():
-                scores = predict(*map(torch.from_numpy, held[:2])).numpy()
-            lds = float(lds_per_target(scores, held[2])[0].mean())
-            if lds > best_lds:
-                best, best_lds = weights.detach().clone(), lds
-        loss = correlation(predict(gates, sums), labels)
-        loss = loss + penalty * weights[:, 1:].square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return ((weights.detach() if held is None else best) / units).numpy()
 
 
 @dataclass(frozen=True)

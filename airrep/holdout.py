@@ -42,12 +42,10 @@ class TrainingLabels:
             self.settings.validation_subsets,
             self.settings.validation_targets,
         )
-        digest = hashlib.sha256(repr(held).encode() + self.labels.losses.tobytes())
-        for subset in self.labels.subsets:
-            digest.update(subset.tobytes() + b"|")
-        digest.update(fingerprint_examples(self.targets).encode())
+        about = f"{held} {self.labels.fingerprint} {fingerprint_examples(self.targets)}"
+        digest = hashlib.sha256(about.encode()).hexdigest()
         subsets = len(self.labels.subsets)
-        return f"{len(self.targets)} targets x {subsets} subsets, {digest.hexdigest()[:16]}"
+        return f"{len(self.targets)} targets x {subsets} subsets, {digest[:16]}"
 
 
 def check_labels(

@@ -53,6 +53,14 @@ class Labels:
     losses: np.ndarray
     numbers: np.ndarray
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the losses, their places in the plan and the subsets."""
+        digest = hashlib.sha256(self.losses.tobytes() + self.numbers.tobytes())
+        for subset in self.subsets:
+            digest.update(subset.tobytes() + b"|")
+        return digest.hexdigest()
+
 
 class NotFiniteError(InputError):
     """Losses that cannot be labels: NaN or infinite."""

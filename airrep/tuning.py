@@ -57,13 +57,10 @@ class Trials:
 
     def inputs(self) -> dict[str, Any]:
         """All that decides a trial's LDS and interval, beside the method."""
-        digest = hashlib.sha256(self.labels.losses.tobytes() + self.labels.numbers.tobytes())
-        for subset in self.labels.subsets:
-            digest.update(subset.tobytes() + b"|")
         return {
             "pool": fingerprint_examples(self.pool),
             "targets": fingerprint_examples(self.targets),
-            "labels": digest.hexdigest(),
+            "labels": self.labels.fingerprint,
             "held_out_targets": len(self.targets),
             "held_out_subsets": len(self.labels.subsets),
             "draws": self.draws,

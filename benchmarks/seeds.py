@@ -174,12 +174,18 @@ class Bench:
         pool, others = np.split(embeddings, [len(self.pool)])
         return others @ pool.T
 
+    def held_out(
+        self, variant: str, seed: int, methods: Sequence[str]
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Scores of an encoder and of methods for what the encoder's training held out, and the
+        losses there."""
+        rows, held = held_out_labels(self.labels, self.settings(variant, seed))
+        learned = pooled(self.learned(variant, seed)[rows], held)
+        return [learned, *(self.pooled(name, seed, rows, held) for name in methods)], held.losses
+
     def weights(self, variant: str, seed: int, methods: Sequence[str]) -> np.ndarray:
         """Weights of an encoder and of methods, fitted on what the encoder's training held out."""
-        rows, held = held_out_labels(self.labels, self.settings(variant, seed))
-        others = [self.pooled(name, seed, rows, held) for name in methods]
-        learned = pooled(self.learned(variant, seed)[rows], held)
-        return fit_weights([learned, *others], held.losses)
+        return fit_weights(*self.held_out(variant, seed, methods))
 
     def _write(self, name: str, about: dict[str, Any], array: np.ndarray) -> None:
         write_json_atomic(
@@ -245,15 +251,13 @@ def show_held_out(
     which the ensembles' weights are fitted too."""
     found = defaultdict(list)
     for seed in seeds:
-        rows, held = held_out_labels(bench.labels, bench.settings("base", seed))
-        others = [bench.pooled(name, seed, rows, held) for name in methods]
-        scores = dict(zip(methods, others, strict=True))
+        shown = {}
         for variant in variants:
-            one = pooled(bench.learned(variant, seed)[rows], held)
-            weights = bench.weights(variant, seed, methods)
-            scores[f"{variant} with {', '.join(methods)}"] = mix([one, *others], weights)
-        for name, own in scores.items():
-            found[name].append(float(lds_per_target(own, held.losses)[0].mean()))
+            given, losses = bench.held_out(variant, seed, methods)
+            shown |= dict(zip(methods, given[1:], strict=True))
+            shown[f"{variant} with {', '.join(methods)}"] = mix(given, fit_weights(given, losses))
+        for name, own in shown.items():
+            found[name].append(float(lds_per_target(own, losses)[0].mean()))
     print("\n| method | held-out LDS, mean | each |\n|---|---|---|")
     for name, each in found.items():
         print(f"| {name} | {np.mean(each):.3f} | {', '.join(f'{one:.3f}' for one in each)} |")

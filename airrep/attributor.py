@@ -46,6 +46,7 @@ class Attributor(ABC):
 
     name: ClassVar[str]
     oracle: ClassVar[bool] = False  # knows something (the task) that text methods have to infer
+    learns: ClassVar[bool] = False  # from labels: fine-tuning runs that gradients do without
     poolings: ClassVar[Sequence[str]] = POOLINGS
     pooling: str = "sum"
 

@@ -28,7 +28,6 @@ from airrep.metrics import (
 )
 
 LEARNED = "airrep"  # the method the others are baselines of
-NO_BASELINES = (LEARNED, "kernels", "ensemble")  # learned from labels too, or together with it
 GIVEN = "given"  # scores of an outside tool: reading them says nothing of what they cost
 NOTICEABLE = 1.2  # rates closer than this factor may be one rate, measured twice
 RECALL_AT = (1, 5, 10, 50)
@@ -185,7 +184,7 @@ def comparison_rows(runs: Sequence[MethodRun], drawn: np.ndarray) -> dict[str, A
         names = {"method": runs[learned].name, "best_baseline": runs[best].name}
         return names | against(best)
 
-    baselines = [row for row, run in enumerate(runs) if run.attributor.name not in NO_BASELINES]
+    baselines = [row for row, run in enumerate(runs) if not run.attributor.learns]
     return {
         "comparison": against_best(baselines),
         "comparison_without_oracles": against_best(

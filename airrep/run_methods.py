@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 
 from airrep.attributor import Attributor
 from airrep.attributors import make_attributor, method_class
-from airrep.attributors.kernels import LEARNED
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError, fingerprint_examples
@@ -26,7 +26,6 @@ from airrep.weights import fingerprint_weights, resolve_model
 
 MODELS = ("encoder", "lm")  # parameters that name one model
 ENSEMBLE = "ensemble"
-KERNELS = "kernels"
 
 
 def needs_warm_up(config: RunConfig, names: Sequence[str]) -> bool:
@@ -189,12 +188,22 @@ def _members(config: RunConfig, name: str) -> list[str]:
     check_methods(members)
     if name in members:
         raise InputError(f"{name} cannot be its own member; leave it out of its members.")
-    if name != ENSEMBLE and (learned := [one for one in members if one in LEARNED]):
+    learned = [one for one in members if method_class(one).learns]
+    if learned and name != ENSEMBLE:
         raise InputError(
             f"{learned[0]} cannot be a member of {name}: it has seen the labels that {name} learns "
             "from. Make both members of an ensemble."
         )
     return members
+
+
+def members_first(config: RunConfig, names: Sequence[str]) -> list[list[str]]:
+    """The methods in groups: the members of a group's methods are in groups before it."""
+
+    def depth(name: str) -> int:
+        return 1 + max(map(depth, _members(config, name)), default=0)
+
+    return [list(group) for _, group in groupby(sorted(names, key=depth), key=depth)]
 
 
 def _takes(name: str) -> set[str]:

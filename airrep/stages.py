@@ -21,10 +21,10 @@ from airrep.run_costs import preparing_seconds
 from airrep.run_folder import RunFolder
 from airrep.run_methods import (
     ENSEMBLE,
-    KERNELS,
     check_trained,
     fingerprint_models,
     make_methods,
+    members_first,
     method_arguments,
     needs_warm_up,
     teacher_scores,
@@ -198,10 +198,7 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
     check_methods(names)
     _warm_up(config, names)
     found: dict[str, Any] = {}
-    # Members are tuned before what they are members of.
-    ranks = {KERNELS: 1, ENSEMBLE: 2}
-    for rank in range(3):
-        some = [name for name in names if ranks.get(name, 0) == rank]
+    for some in members_first(config, names):
         arguments = method_arguments(config, some, tuned=False)
         found = run(
             folder.path,

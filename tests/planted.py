@@ -28,6 +28,7 @@ class Planted(Attributor):
     """Knows the scores behind the losses, up to a given noise: a stand-in for a trained AirRep."""
 
     name = "airrep"
+    learns = True
 
     def __init__(self, truth: np.ndarray, noise: float = 0.0, pooling: str = "sum") -> None:
         self.truth = truth

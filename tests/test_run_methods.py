@@ -20,7 +20,12 @@ from airrep.config import (
 )
 from airrep.examples import Example, InputError, write_examples
 from airrep.label_stages import make_labels, warm_up
-from airrep.run_methods import method_arguments, needs_warm_up, teacher_scores
+from airrep.run_methods import (
+    members_first,
+    method_arguments,
+    needs_warm_up,
+    teacher_scores,
+)
 from airrep.train_settings import TrainSettings
 from data_builders.recipes import Recipe
 from tests.tiny_lm import save_tiny_lm
@@ -106,6 +111,11 @@ def test_kernels_learn_from_the_runs_training_labels(config: RunConfig) -> None:
     alone = replace(config, evaluate=replace(config.evaluate, params={}))
     assert not needs_warm_up(alone, ["kernels"])
     assert method_arguments(alone, ["kernels"])["kernels"]["members"] == []
+
+
+def test_members_come_before_what_they_are_members_of(config: RunConfig) -> None:
+    groups = members_first(config, ["ensemble", "kernels", "tfidf", "logra"])
+    assert groups == [["tfidf", "logra"], ["kernels"], ["ensemble"]]
 
 
 @pytest.mark.parametrize("members", [["airrep"], ["tfidf", "ensemble"]])

@@ -23,6 +23,7 @@ class AirRepAttributor(Attributor):
     """
 
     name = "airrep"
+    learns = True
     trained = True  # else `encoder` is a text encoder as it comes
 
     def __init__(

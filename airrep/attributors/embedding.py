@@ -23,7 +23,7 @@ class EmbeddingAttributor(AirRepAttributor):
     """
 
     name = "embedding"
-    trained = False
+    trained = learns = False
 
     def __init__(
         self,

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from airrep.attributor import Attributor, check_subsets
-from airrep.attributors.members import (
-    Member,
-    load_members,
-    make_members,
-    members_params,
-    members_state,
-    restore_members,
-    save_members,
-)
+from airrep.attributor import check_subsets
+from airrep.attributors.members import Member, WithMembers
 from airrep.examples import Example, InputError
 from airrep.metrics import lds_per_target
 
@@ -28,7 +19,7 @@ LEAST_SPREAD = 1e-3  # of the standard deviation
 ROUNDS = 20  # of fitting: a weight is a multiple of 1/20 at finest
 
 
-class EnsembleAttributor(Attributor):
+class EnsembleAttributor(WithMembers):
     """score(x, z) = sum_m w_m z_m(x, z), in the units of the first member.
 
     z_m is member m's score minus its mean over the pool, over its standard deviation there, for
@@ -57,13 +48,8 @@ class EnsembleAttributor(Attributor):
         self.members = members
         self.weights = weights
 
-    @property
-    def oracle(self) -> bool:  # type: ignore[override]
-        """Whether one of the members is an oracle."""
-        return any(member.oracle for member in make_members(self.members))
-
     def _fit(self, pool: Sequence[Example]) -> None:
-        made = make_members(self.members)
+        made = self._make_members()
         self.weights_ = _shares(self.weights, len(made))
         self.members_ = [member.fit(pool) for member in made]
         self._known = None
@@ -104,22 +90,14 @@ class EnsembleAttributor(Attributor):
         return self._known[1]
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {"pool_size": np.asarray([self.pool_size_])} | members_state(self.members_)
+        return {"pool_size": np.asarray([self.pool_size_])} | self._members_state()
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         self.weights_ = _shares(self.weights, len(self.members))
-        self.members_ = restore_members(self.members, state, int(state["pool_size"][0]))
+        self._restore_members(state, int(state["pool_size"][0]))
 
     def _saved_params(self) -> dict[str, Any]:
-        return {"members": members_params(self.members_), "weights": self.weights_.tolist()}
-
-    def _save_parts(self, folder: Path) -> None:
-        save_members(self.members_, folder)
-
-    def _load_parts(self, folder: Path) -> None:
-        load_members(self.members_, folder)
-        # Kept as the argument too, so that fitting again needs no other way of making them.
-        self.members = self.members_
+        return super()._saved_params() | {"weights": self.weights_.tolist()}
 
 
 def combine(

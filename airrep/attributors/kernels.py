@@ -15,15 +15,7 @@ from tqdm.auto import tqdm
 
 from airrep.attributor import NotApplicableError
 from airrep.attributors.airrep import AirRepAttributor
-from airrep.attributors.members import (
-    Member,
-    load_members,
-    make_members,
-    members_params,
-    members_state,
-    restore_members,
-    save_members,
-)
+from airrep.attributors.members import Member, WithMembers
 from airrep.attributors.words import matrix_state, restore_matrix
 from airrep.examples import Example, InputError, TokenizedExample, response_spans
 
@@ -41,11 +33,10 @@ OPENINGS = (1, 2, 4, 8)
 KERNELS = 25
 PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
 LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
-LEARNED = ("airrep", "ensemble", "kernels")  # what has seen the labels
 GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
 
 
-class KernelsAttributor(AirRepAttributor):
+class KernelsAttributor(WithMembers, AirRepAttributor):
     """score(x, z) = sum_h w_h(x) k_h(x, z): kernels k_h with weights that depend on the target
     (localized multiple kernel learning, Gönen and Alpaydin, ICML 2008).
 
@@ -90,11 +81,6 @@ class KernelsAttributor(AirRepAttributor):
         self.components = components
         self.penalty = penalty
 
-    @property
-    def oracle(self) -> bool:  # type: ignore[override]
-        """Whether one of the members is an oracle."""
-        return any(member.oracle for member in make_members(self.members))
-
     def _fit(self, pool: Sequence[Example]) -> None:
         from airrep.holdout import check_labels
 
@@ -107,8 +93,8 @@ class KernelsAttributor(AirRepAttributor):
             )
         if self.labels is not None:
             check_labels(pool, self.labels.targets, self.labels.labels, None)
-        made = make_members(self.members)
-        learned = [member.name for member in made if member.name in LEARNED]
+        made = self._make_members()
+        learned = [member.name for member in made if member.learns]
         if learned:
             raise InputError(
                 f"kernels cannot have the member {learned[0]!r}, which has seen the labels that "
@@ -293,7 +279,7 @@ class KernelsAttributor(AirRepAttributor):
         state |= {f"pool/tokens/{key}": value for key, value in matrix_state(pool.tokens).items()}
         for name, space in (("text", self.text_), ("words", self.words_)):
             state |= {f"{name}/{key}": value for key, value in vars(space).items()}
-        return state | members_state(self.members_)
+        return state | self._members_state()
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         def under(prefix: str) -> dict[str, np.ndarray]:
@@ -307,20 +293,11 @@ class KernelsAttributor(AirRepAttributor):
         none = np.empty((len(text), 0), dtype=np.float32)
         tokens = restore_matrix(under("pool/tokens/"))
         self.pool_ = _Texts(text, words, tokens, keys, none, none)
-        self.members_ = restore_members(self.members, state, len(text))
+        self._restore_members(state, len(text))
 
     def _saved_params(self) -> dict[str, Any]:
         # What was learned from the labels is in the state.
-        return super()._saved_params() | {"labels": None, "members": members_params(self.members_)}
-
-    def _save_parts(self, folder: Path) -> None:
-        super()._save_parts(folder)
-        save_members(self.members_, folder)
-
-    def _load_parts(self, folder: Path) -> None:
-        super()._load_parts(folder)
-        load_members(self.members_, folder)
-        self.members = self.members_
+        return super()._saved_params() | {"labels": None}
 
 
 @dataclass(frozen=True)

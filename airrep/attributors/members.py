@@ -17,50 +17,60 @@ from airrep.examples import InputError
 Member = Attributor | str | tuple[str, Mapping[str, Any]]
 
 
-def make_members(members: Sequence[Member]) -> list[Attributor]:
-    """The members as attributors of their own; InputError where they are no list of methods."""
-    if not isinstance(members, Sequence) or isinstance(members, str):
-        raise InputError(f"The members are {members!r}; give a list of methods.")
-    return [_made(member) for member in members]
+class WithMembers(Attributor):
+    """A method that is made of others: `members` as they were given, `members_` fitted.
 
+    Its `_fit` sets `members_`, its `_state` has `_members_state` in it, and its `_restore` calls
+    `_restore_members`; the rest of saving and loading is here.
+    """
 
-def members_state(members: Sequence[Attributor]) -> dict[str, np.ndarray]:
-    """All that fitted members learned, as arrays of one state."""
-    state: dict[str, np.ndarray] = {}
-    for number, member in enumerate(members):
-        state |= {f"{number}/{key}": array for key, array in member._state().items()}
-    return state
+    learns = True
 
+    members: Sequence[Member]
+    members_: list[Attributor]
 
-def restore_members(
-    members: Sequence[Member], state: Mapping[str, np.ndarray], pool_size: int
-) -> list[Attributor]:
-    """The members with what `members_state` gave; `load_members` gives them the rest."""
-    made = make_members(members)
-    for number, member in enumerate(made):
-        prefix = f"{number}/"
-        own = {key: array for key, array in state.items() if key.startswith(prefix)}
-        member._restore({key.removeprefix(prefix): array for key, array in own.items()})
-        member.pool_size_ = pool_size
-    return made
+    @property
+    def oracle(self) -> bool:  # type: ignore[override]
+        """Whether one of the members is an oracle."""
+        return any(member.oracle for member in self._make_members())
 
+    def _make_members(self) -> list[Attributor]:
+        """The members as attributors of their own; InputError where they are no list of methods."""
+        if not isinstance(self.members, Sequence) or isinstance(self.members, str):
+            raise InputError(f"The members are {self.members!r}; give a list of methods.")
+        return [_made(member) for member in self.members]
 
-def members_params(members: Sequence[Attributor]) -> list[tuple[str, dict[str, Any]]]:
-    """The members by name and the arguments worth keeping."""
-    return [(member.name, member._saved_params()) for member in members]
+    def _members_state(self) -> dict[str, np.ndarray]:
+        """All that the members learned, as arrays of one state."""
+        state: dict[str, np.ndarray] = {}
+        for number, member in enumerate(self.members_):
+            state |= {f"{number}/{key}": array for key, array in member._state().items()}
+        return state
 
+    def _restore_members(self, state: Mapping[str, np.ndarray], pool_size: int) -> None:
+        self.members_ = self._make_members()
+        for number, member in enumerate(self.members_):
+            prefix = f"{number}/"
+            own = {key: array for key, array in state.items() if key.startswith(prefix)}
+            member._restore({key.removeprefix(prefix): array for key, array in own.items()})
+            member.pool_size_ = pool_size
 
-def save_members(members: Sequence[Attributor], folder: Path) -> None:
-    """Writes what is not an array, in a folder for each member."""
-    for number, member in enumerate(members):
-        (folder / str(number)).mkdir(exist_ok=True)
-        member._save_parts(folder / str(number))
+    def _saved_params(self) -> dict[str, Any]:
+        saved = [(member.name, member._saved_params()) for member in self.members_]
+        return super()._saved_params() | {"members": saved}
 
+    def _save_parts(self, folder: Path) -> None:
+        super()._save_parts(folder)
+        for number, member in enumerate(self.members_):
+            (folder / str(number)).mkdir(exist_ok=True)
+            member._save_parts(folder / str(number))
 
-def load_members(members: Sequence[Attributor], folder: Path) -> None:
-    """Reads back what `save_members` wrote."""
-    for number, member in enumerate(members):
-        member._load_parts(folder / str(number))
+    def _load_parts(self, folder: Path) -> None:
+        super()._load_parts(folder)
+        for number, member in enumerate(self.members_):
+            member._load_parts(folder / str(number))
+        # Kept as the argument too, so that fitting again needs no other way of making them.
+        self.members = self.members_
 
 
 def _made(member: Member) -> Attributor:

@@ -29,7 +29,7 @@ class ResponseEmbeddingAttributor(AirRepAttributor):
     """
 
     name = "response_embedding"
-    trained = False
+    trained = learns = False
 
     def __init__(
         self,

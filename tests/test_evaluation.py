@@ -100,7 +100,7 @@ def test_an_oracle_that_wins_is_named():
         "random": make_attributor("random"),
         "same_task": Planted(BENCHMARK.truth),
     }
-    oracle = type("Oracle", (Planted,), {"name": "same_task", "oracle": True})
+    oracle = type("Oracle", (Planted,), {"name": "same_task", "oracle": True, "learns": False})
     methods["same_task"] = oracle(BENCHMARK.truth)
     results, _ = run(methods)
     assert results["comparison"]["best_baseline"] == "same_task"

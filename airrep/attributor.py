@@ -3,7 +3,7 @@
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -158,10 +158,12 @@ class Attributor(ABC):
         write_json_atomic(folder / "attributor.json", about)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, **changes: Any) -> Self:
         """Reads a folder written by `save`; on the base class, of whichever method wrote it.
 
-        Raises InputError when the folder is not one, is damaged, or holds another method.
+        `changes` (device, batch_size, show_progress) go before the arguments that were saved, for
+        the method and for its members, where they take them. Raises InputError when the folder is
+        not one, is damaged, or holds another method.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -170,7 +172,9 @@ class Attributor(ABC):
 
         folder = Path(path)
         about = _read_about(folder)
-        attributor = make_attributor(about["name"], **about["params"])
+        attributor = make_attributor(
+            about["name"], **_changed(about["name"], about["params"], changes)
+        )
         if not isinstance(attributor, cls):
             raise InputError(
                 f"{folder} holds the method {about['name']!r}, not {cls.name!r}; "
@@ -256,13 +260,26 @@ def unpack_text(packed: np.ndarray) -> list[str]:
     return json.loads(packed.tobytes().decode())
 
 
+def _changed(name: str, params: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a method with those of `changes` that it takes, and its members likewise."""
+    from airrep.attributors import method_class
+
+    takes = inspect.signature(method_class(name)).parameters
+    changed = params | {key: value for key, value in changes.items() if key in takes}
+    if "members" in changed:
+        changed["members"] = [
+            (member, _changed(member, own, changes)) for member, own in changed["members"]
+        ]
+    return changed
+
+
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / "attributor.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{folder} has no attributor.json; give a folder written by Attributor.save."
+            f"{folder} has no attributor.json; give a folder that `airrep fit` wrote."
         ) from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); fit and save again.") from error

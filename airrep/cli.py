@@ -69,6 +69,10 @@ _STAGES = {
         "compare attribution methods by LDS on held-out subsets and targets; with --benchmark DIR, "
         "methods and files of scores on any benchmark",
     ),
+    "fit": (
+        "airrep.stages:fit",
+        "fit methods to the run's pool and save them, to ask them with rank, score and explore",
+    ),
     "learning-curve": (
         "airrep.stages:learning_curve",
         "train on parts of the training labels, judged on held-out ones: would more labels help",

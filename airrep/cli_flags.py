@@ -166,6 +166,13 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
         "trials": {"type": int, "default": 12, "help": "settings to try, the same for each method"},
     },
+    "fit": {
+        "methods": {
+            "required": True,
+            "help": "a,b,c: methods to fit to the run's pool and to save, each in methods/NAME of "
+            "its folder",
+        },
+    },
     "evaluate": {
         "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},
     },
@@ -174,6 +181,7 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
 # The same word everywhere: flag -> type, default, help.
 QUERY_FLAGS: dict[str, tuple[type, Any, str]] = {
     "encoder": (str, None, "trained encoder: folder, hub id or package:NAME"),
+    "method": (str, None, "in place of an encoder: folder of a method that `airrep fit` saved"),
     "examples": (str, None, "the pool: jsonl, json, csv or parquet file, data set folder, hub id"),
     "targets": (str, None, "the targets, in the same formats"),
     "subsets": (str, None, "candidates: jsonl of {name, ids}, or files of examples: a.csv,b.csv"),

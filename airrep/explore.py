@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from airrep.attributor import Ranking
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.explore_server import HOST, make_server
+from airrep.fitted import check_source, fitted
 from airrep.index import EmbeddingIndex
 from airrep.reading import iter_examples, parse_columns, read_examples
+from airrep.verdict import label
 from airrep.weights import fingerprint_weights, resolve_model
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def build_index(
 
 
 def explore(
-    encoder: str,
+    encoder: str | None = None,
     index: str | None = None,
     examples: str | None = None,
     targets: str | None = None,
@@ -51,30 +54,51 @@ def explore(
     batch_size: int | None = None,
     device: str = "auto",
     columns: str | None = None,
+    method: str | None = None,
 ) -> None:
     """Serves a page over an index on this machine only, until Ctrl-C.
 
     `index` is the folder that `build_index` wrote; it is made from `examples` when it is not
-    there. Without it the index of `examples` lasts as long as the page. `targets` are listed in
-    the page; any other target can be typed there.
+    there. Without it the index of `examples` lasts as long as the page. In place of `encoder` a
+    `method` that `fit` saved can answer, of `examples`. `targets` are listed in the page; any
+    other target can be typed there.
     """
     from airrep.report import explorer_page
 
     if top_k < 1:
         raise InputError(f"explore got top_k = {top_k}; ask for at least one example.")
+    check_source(encoder, method)
+    if method is not None and (index is not None or examples is None):
+        raise InputError("A method answers without --index; give --examples, its pool.")
     if index is None and examples is None:
         raise InputError("explore needs --index (a folder) or --examples (the pool); give one.")
     listed = [] if targets is None else read_examples(targets, parse_columns(columns))
-    model, fingerprint = _open_encoder(encoder, pick_device(device))
     with TemporaryDirectory() as passing:
-        if examples is not None:
-            folder = passing if index is None else index
-            opened = _build(folder, model, fingerprint, examples, batch_size, columns)
+        if method is not None:
+            pool = read_examples(str(examples), parse_columns(columns))
+            saved = fitted(None, method, pool, batch_size, device)
+            count = len(pool)
+            explorer = Explorer(
+                lambda target: saved.rank([target], top_k),
+                lambda rows: [pool[row] for row in rows],
+                listed,
+                saved.name,
+            )
         else:
-            opened = EmbeddingIndex.open(str(index))
-            opened.check_encoder(fingerprint, encoder)
-        explorer = Explorer(model, opened, listed, top_k)
-        page = explorer_page(f"{len(opened):,} training examples")
+            model, fingerprint = _open_encoder(str(encoder), pick_device(device))
+            if examples is not None:
+                folder = passing if index is None else index
+                opened = _build(folder, model, fingerprint, examples, batch_size, columns)
+            else:
+                opened = EmbeddingIndex.open(str(index))
+                opened.check_encoder(fingerprint, str(encoder))
+            count = len(opened)
+            explorer = Explorer(
+                lambda target: opened.search(model.encode([target]).numpy(), top_k),
+                opened.examples,
+                listed,
+            )
+        page = explorer_page(f"{count:,} training examples")
         with make_server(explorer, page, port) as server:
             print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
             try:
@@ -84,19 +108,22 @@ def explore(
 
 
 class Explorer:
-    """Answers of the page: the `top_k` examples at either end for a target."""
+    """Answers of the page: the examples at either end that `rank` gives for a target.
+
+    `examples` gives the examples of rows of its ranking; `method` is the name of what ranks.
+    """
 
     def __init__(
         self,
-        encoder: AirRepEncoder,
-        index: EmbeddingIndex,
+        rank: Callable[[Example], Ranking],
+        examples: Callable[[np.ndarray], list[Example]],
         targets: Sequence[Example],
-        top_k: int,
+        method: str = "airrep",
     ) -> None:
-        self.encoder = encoder
-        self.index = index
+        self.rank = rank
+        self.examples = examples
         self.targets = targets
-        self.top_k = top_k
+        self.method = method
         self._lock = threading.Lock()
 
     def list_targets(self) -> dict[str, Any]:
@@ -116,21 +143,20 @@ class Explorer:
 
     def answer(self, target: Example) -> dict[str, Any]:
         """What helps and harms a target most; raises InputError for an empty response."""
-        # One at a time: the encoder's modes are shared, and so are the processors.
+        # One at a time: the models' modes are shared, and so are the processors.
         with self._lock:
-            embeddings = self.encoder.encode([target]).numpy()
-            ranking = self.index.search(embeddings, self.top_k)
+            ranking = self.rank(target)
         ends = {
             "helpful": self._found(ranking.helpful_rows[0], ranking.helpful_scores[0]),
             "harmful": self._found(ranking.harmful_rows[0], ranking.harmful_scores[0]),
         }
         return {
             "target": _shown(target) | {"loss": None},
-            "methods": [{"name": "airrep", "label": "AirRep"} | ends],
+            "methods": [{"name": self.method, "label": label(self.method)} | ends],
         }
 
     def _found(self, rows: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        examples = self.index.examples(rows)
+        examples = self.examples(rows)
         return [
             _shown(example) | {"score": float(score)}
             for example, score in zip(examples, scores, strict=True)

@@ -1,4 +1,4 @@
-"""Questions to a trained encoder: embeddings, helpful and harmful examples, candidate sets."""
+"""Questions to a trained encoder, or a method that was fitted: what helps, which set is best."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from airrep.attributors.airrep import AirRepAttributor
 from airrep.config import check_methods, check_seed
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
+from airrep.fitted import check_source, fitted
 from airrep.provenance import write_bytes_atomic
 from airrep.reading import as_text, parse_columns, read_examples, read_jsonl
 from airrep.verdict import describe
@@ -47,9 +47,10 @@ def encode(
 
 
 def rank(
-    encoder: str,
     examples: str,
     targets: str,
+    encoder: str | None = None,
+    method: str | None = None,
     top_k: int = 10,
     output: str | None = None,
     batch_size: int | None = None,
@@ -59,11 +60,12 @@ def rank(
     """Prints or writes (.jsonl, a line a target) the `top_k` examples at either end.
 
     A higher score means more helpful: training on the example is expected to lower the target's
-    loss.
+    loss. Scores are an `encoder`'s, or those of a `method` that `fit` saved.
     """
+    check_source(encoder, method)
     path = None if output is None else _writable(output, ".jsonl")
     pool, wanted = (read_examples(file, parse_columns(columns)) for file in (examples, targets))
-    attributor = _fit(encoder, pool, batch_size, device)
+    attributor = fitted(encoder, method, pool, batch_size, device)
     ranking = attributor.rank(wanted, top_k)
     texts = {example.id: _line(example) for example in pool}
     lines = []
@@ -80,10 +82,11 @@ def rank(
 
 
 def score(
-    encoder: str,
     examples: str,
     targets: str,
     subsets: str,
+    encoder: str | None = None,
+    method: str | None = None,
     output: str | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -92,12 +95,14 @@ def score(
     """Ranks candidate training sets by how much training on each is expected to help targets.
 
     Prints the ranking, or writes a line a candidate with its score for every target, best first.
+    Scores are an `encoder`'s, or those of a `method` that `fit` saved.
     """
+    check_source(encoder, method)
     path = None if output is None else _writable(output, ".jsonl")
     names_of = parse_columns(columns)
     pool, wanted = (read_examples(file, names_of) for file in (examples, targets))
     candidates = _read_candidates(subsets, pool, names_of)
-    attributor = _fit(encoder, pool, batch_size, device)
+    attributor = fitted(encoder, method, pool, batch_size, device)
     scores = attributor.score_subsets(wanted, list(candidates.values()))
     # Targets differ in scale: a mean of z-scores lets each of them count the same.
     spread = scores.std(axis=1, keepdims=True)
@@ -201,18 +206,6 @@ def _named_files(text: str) -> dict[str, str]:
             raise InputError(f"--scores names {name!r} twice; give each file a name of its own.")
         files[name] = file
     return files
-
-
-def _fit(
-    encoder: str, pool: Sequence[Example], batch_size: int | None, device: str
-) -> AirRepAttributor:
-    attributor = AirRepAttributor(
-        resolve_model(encoder),
-        batch_size=batch_size,
-        device=pick_device(device),
-        show_progress=True,
-    )
-    return attributor.fit(pool)
 
 
 def _found(pool: Sequence[Example], rows: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:

@@ -33,6 +33,10 @@ class RunFolder:
     def warm_up(self) -> Path:
         return self.path / "warm_up"
 
+    def method(self, name: str) -> Path:
+        """The folder of a method that `airrep fit` saved."""
+        return self.path / "methods" / name
+
     @property
     def results_file(self) -> Path:
         return self.path / "results.json"

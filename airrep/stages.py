@@ -216,6 +216,21 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
     print(*describe_tuning(found), sep="\n")
 
 
+def fit(config: RunConfig, methods: str) -> None:
+    """Fits methods (a,b,c) to the run's pool and saves each in its folder. Prints where.
+
+    What `tune` chose is taken, as by `evaluate`.
+    """
+    folder = RunFolder(Path(config.output))
+    names = methods.split(",")
+    check_methods(names)
+    pool = folder.read_pool()
+    _warm_up(config, names)
+    for name, method in make_methods(method_arguments(config, names)).items():
+        method.fit(pool).save(folder.method(name))
+        print(folder.method(name))
+
+
 def _fixed(config: RunConfig, name: str, arguments: Mapping[str, Any]) -> set[str]:
     """What is not tuned: what the configuration says, and layers where only some have trained."""
     fixed = set(config.evaluate.params.get(name, {}))

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import yaml
 
+from airrep.attributor import Attributor
 from airrep.cli import main
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, write_examples
 from airrep.label_store import LabelStore
+from airrep.reading import read_examples
 from tests.tiny_lm import save_tiny_lm
 from tests.tiny_models import tiny_encoder
 
@@ -277,9 +279,41 @@ def test_encode_rank_and_score(run: tuple[str, Path], tmp_path: Path, capsys) ->
     assert "has another text for" in capsys.readouterr().err
 
 
-def _some(folder: Path, count: int) -> list[Example]:
-    from airrep.reading import read_examples
+@pytest.mark.parametrize("method", ["kernels", "ensemble"])
+def test_a_method_is_fitted_saved_and_asked(
+    run: tuple[str, Path], method: str, tmp_path: Path, fails: Fails, capsys
+) -> None:
+    config, folder = run
+    saved = str(folder / "methods" / method)
+    members = ["--evaluate.params", "{ensemble: {members: [airrep, kernels]}}"]
+    assert main(["fit", "--config", config, "--methods", method, *members]) == 0
+    assert saved in capsys.readouterr().out
+    targets = ["--targets", str(folder / "test_targets.jsonl")]
+    pool = ["--examples", str(folder / "pool.jsonl")]
+    ranked = tmp_path / "rank.jsonl"
+    rank = ["rank", "--method", saved, *targets, "--output", str(ranked)]
+    assert main([*rank, *pool]) == 0
+    assert "another pool" not in capsys.readouterr().out
+    first = json.loads(ranked.read_text().splitlines()[0])["helpful"][0]
+    attributor = Attributor.load(saved)
+    target = read_examples(folder / "test_targets.jsonl")[0]
+    assert first["score"] == pytest.approx(attributor.score([target]).max(), rel=1e-4)
+    # Part of the pool is another pool, to which what was learned is fitted.
+    part = tmp_path / "part.jsonl"
+    write_examples(part, _some(folder, 15))
+    assert main([*rank, "--examples", str(part), "--top-k", "15"]) == 0
+    assert "was fitted to another pool" in capsys.readouterr().out
+    assert len(json.loads(ranked.read_text().splitlines()[0])["helpful"]) == 15
+    score = ["score", "--method", saved, *pool, *targets, "--subsets", f"{part},{pool[1]}"]
+    assert main(score) == 0
+    assert "part.jsonl" in capsys.readouterr().out
+    encoder = ["--encoder", str(folder / "encoder")]
+    assert "--encoder and --method; give one" in fails(*score, *encoder)
+    assert "neither --encoder nor --method" in fails("rank", *pool, *targets)
+    assert "no attributor.json" in fails("rank", "--method", str(folder), *pool, *targets)
 
+
+def _some(folder: Path, count: int) -> list[Example]:
     return read_examples(folder / "pool.jsonl")[:count]
 
 
@@ -321,7 +355,7 @@ def test_an_unknown_key_names_the_nearest(
     assert "no flag --train.max_step; did you mean 'train.max_steps'?" in line
     assert "no flag --method; did you mean 'methods'?" in fails("tune", "--method", "tfidf")
     assert "no flag --topk; did you mean 'top-k'?" in fails("rank", "--topk", "3")
-    assert "known here: encoder, examples, targets, subsets," in fails("score", "--x", "3")
+    assert "known here: examples, targets, subsets, encoder," in fails("score", "--x", "3")
 
 
 def test_wrong_config_files(tmp_path: Path, fails: Fails) -> None:

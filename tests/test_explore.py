@@ -17,6 +17,7 @@ from tiny_models import WORDS, tiny_encoder
 
 from airrep import explore as explore_module
 from airrep import report
+from airrep.attributor import Ranking
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError, write_examples
 from airrep.explore import Explorer, build_index, explore
@@ -55,7 +56,10 @@ def index(encoder: AirRepEncoder, tmp_path_factory: pytest.TempPathFactory) -> E
 
 @pytest.fixture(scope="module")
 def server(encoder: AirRepEncoder, index: EmbeddingIndex) -> Iterator[ExplorerServer]:
-    with make_server(Explorer(encoder, index, TARGETS, top_k=4), PAGE, port=0) as server:
+    def rank(target: Example) -> Ranking:
+        return index.search(encoder.encode([target]).numpy(), 4)
+
+    with make_server(Explorer(rank, index.examples, TARGETS), PAGE, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -386,6 +390,10 @@ def test_explore_names_what_is_missing_or_wrong(
         explore(encoder, str(index.folder), top_k=0)
     with pytest.raises(InputError, match=r"needs --index \(a folder\) or --examples"):
         explore(encoder)
+    with pytest.raises(InputError, match="neither --encoder nor --method"):
+        explore(index=str(index.folder))
+    with pytest.raises(InputError, match="A method answers without --index"):
+        explore(index=str(index.folder), examples=str(pool_file), method="saved")
     with pytest.raises(InputError, match="There is no file .*gone.jsonl"):
         explore(encoder, str(index.folder), targets="./gone.jsonl")
     with pytest.raises(InputError, match="is not an index"):

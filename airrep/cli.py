@@ -105,8 +105,8 @@ _QUERIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 when `verify` rejects, 2 for wrong input,
-    130 for Ctrl-C."""
+    """Runs one command and returns its exit status: 0, 1 when `verify` rejects or `tune` could try
+    a method with no setting at all, 2 for wrong input, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = _in_our_words([argument for argument in given if argument != "--debug"])

@@ -180,9 +180,11 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     return results
 
 
-def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> None:
+def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> bool:
     """Chooses the parameters of methods (a,b,c; those configured that have any when None) on
     held-out training labels, `trials` settings each; `evaluate` then uses them.
+
+    Returns whether each of the methods had a trial that could run.
     """
     from airrep.tuning import describe as describe_tuning
     from airrep.tuning import tune as run
@@ -214,6 +216,7 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> Non
             seed=config.seed,
         )
     print(*describe_tuning(found), sep="\n")
+    return all(found["methods"][name]["chosen"] is not None for name in names)
 
 
 def fit(config: RunConfig, methods: str) -> None:

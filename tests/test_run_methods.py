@@ -138,7 +138,7 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     stages.train(config)  # finished: nothing is computed again
     assert (folder / "distilled" / "teacher.npy").stat().st_mtime_ns == before
 
-    stages.tune(config, trials=2)
+    assert stages.tune(config, trials=2)
     tuned = json.loads((folder / "tuned.json").read_text())
     assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "kernels", "ensemble"]
     tried = [row["params"].keys() for row in tuned["methods"]["logra"]["trials"]]
@@ -146,7 +146,7 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     weights = tuned["methods"]["ensemble"]["chosen"]["weights"]
     assert sum(weights) == pytest.approx(1, abs=1e-5)
     again = (folder / "tuned.json").read_text()
-    stages.tune(config, trials=2)
+    assert stages.tune(config, trials=2)
     assert (folder / "tuned.json").read_text() == again
 
     results = stages.evaluate(config)
@@ -163,6 +163,20 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     assert seconds["tfidf"] is None
     # What the configuration says goes before what tuning chose.
     assert arguments["logra"]["projection_rank"] == 2
+
+
+def test_tuning_that_can_try_nothing_says_so(config: RunConfig, tmp_path: Path, capsys) -> None:
+    own = str(tmp_path / "run")
+    shutil.copytree(config.output, own)
+    broken = replace(
+        config,
+        output=own,
+        evaluate=EvaluateConfig(params={"logra": {"projection_rank": 2, "batch_tokens": 0}}),
+    )
+    assert not stages.tune(broken, "logra,tfidf", trials=1)
+    shown = capsys.readouterr().out
+    assert "logra: no trial could run: batch_tokens is 0" in shown
+    assert "tfidf: LDS" in shown
 
 
 def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Path) -> None:

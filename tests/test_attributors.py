@@ -260,7 +260,7 @@ def test_loaded_methods_can_be_fitted_and_saved_again(fitted, tmp_path):
 
 
 def test_loading_what_is_not_there_or_damaged_names_the_file(fitted, tmp_path):
-    with pytest.raises(InputError, match=r"has no attributor\.json; give a folder written by"):
+    with pytest.raises(InputError, match=r"has no attributor\.json; give a folder that"):
         Attributor.load(tmp_path)
     fitted.save(tmp_path)
     state = tmp_path / "state.safetensors"

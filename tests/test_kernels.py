@@ -84,9 +84,41 @@ def test_kernels_are_what_the_docstring_says(base: Path) -> None:
     np.testing.assert_allclose(found[23], found[20] * same, atol=1e-6)
     np.testing.assert_allclose(found[24], found[20] * words, atol=1e-6)
     np.testing.assert_allclose((mine.text * mine.text).sum(axis=1), 1, atol=1e-5)
-    weights = made._gates(targets) @ made.weights_.T
+    weights = targets.gates @ made.weights_.T
     by_hand = sum(weights[:, [row]] * kernel for row, kernel in enumerate(found))
     np.testing.assert_allclose(made.score(TARGETS), by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_lengths_count_as_the_docstring_says(base: Path) -> None:
+    long = np.arange(len(POOL)) // len(TOPICS) % 2
+    pool = [
+        replace(one, response=" ".join([one.response] * (1 + 4 * is_long)))
+        for one, is_long in zip(POOL, long.tolist(), strict=True)
+    ]
+    alike = np.asarray([[x.response == z.response for z in POOL] for x in TARGETS + TESTS])
+    effects = alike * np.where(long, -1.0, 1.0)  # long answers of the same topic harm
+
+    def labels(rows: slice, seed: int) -> Labels:
+        rng = np.random.default_rng(seed)
+        subsets = [rng.choice(len(pool), 20, replace=False) for _ in range(40)]
+        losses = np.stack([-effects[rows][:, subset].sum(axis=1) for subset in subsets], axis=1)
+        return Labels(subsets, losses.astype(np.float32), np.arange(40))
+
+    given = TrainingLabels(TARGETS, labels(slice(len(TARGETS)), 0), SETTINGS)
+    made = KernelsAttributor(str(base), given).fit(pool)
+    assert lds_of(made, labels(slice(len(TARGETS), None), 1)) > 0.9
+
+    tokenized = made.encoder_.tokenize(pool)
+    texts = made._place_texts(made._read(pool, tokenized))
+    logs = np.log1p(
+        [[len(text), 1 + 4 * is_long] for text, is_long in zip(tokenized, long, strict=True)]
+    )
+    lengths = kernels.GATE_SPREAD * (logs - logs.mean(axis=0)) / logs.std(axis=0)
+    np.testing.assert_allclose(texts.lengths, lengths, atol=1e-4)
+    np.testing.assert_array_equal(texts.gates[:, -2:], texts.lengths)
+    found = list(made._kernels(texts, []))
+    for place, plain in enumerate((0, 3, 6, 8, 9), start=25):
+        np.testing.assert_allclose(found[place], found[plain] * lengths[:, 1], atol=1e-4)
 
 
 def test_labels_outside_the_training_block_and_the_held_out_one_do_not_count(base: Path) -> None:

@@ -30,7 +30,7 @@ PARTS = (slice(1), slice(2), slice(-1, None))
 # Tokens of a prompt's opening that are all the same or not, behind those that all prompts open
 # with: instructions of one kind open alike. The third also goes with what the response shares.
 OPENINGS = (1, 2, 4, 8)
-KERNELS = 25
+KERNELS = 30
 PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
 LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
 GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
@@ -46,13 +46,16 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     or its last are the same; t and t³ where the first token is the same, t where the response is;
     max(t, 0) r, max(t, 0) r³ and max(t, 0)³ r³; 1 where the prompt's first 1, 2, 4 or 8 tokens are
     the same, behind those that the whole pool opens with; and where 4 are, 1 where the first token
-    or the whole response is the same too, and r. A member's scores s add s and s |s|.
+    or the whole response is the same too, and r. Five of them (t, r, TF-IDF, the response and its
+    first token the same) come again times the length of z's response: the logarithm of its number
+    of tokens, standardised on the pool. A member's scores s add s and s |s|.
 
     Scores of a subset add up. The weights of a target are linear in its first `components`
-    principal components of t and of r, those of the pool. They are learned from `labels` by
-    the correlation objective plus `penalty` times the sum of the squares of what depends on the
-    target; the best step on what the labels' settings hold out is taken. The encoder does not
-    train, and nothing else has weights: 25 (1 + 2 components) of them without members.
+    principal components of t and of r, those of the pool, and in the lengths of its text and of
+    its response. They are learned from `labels` by the correlation objective plus `penalty` times
+    the sum of the squares of what depends on the target; the best step on what the labels'
+    settings hold out is taken. The encoder does not train, and nothing else has weights:
+    30 (3 + 2 components) of them without members.
 
     `encoder` is a folder or hub id of a text encoder, or one made by `AirRepEncoder.from_base`,
     which stays as it is. `labels` are of the pool that is fitted; a method from `load` has none,
@@ -120,13 +123,16 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         read = self._read(pool, tokenized)
         self.text_ = _Space.of(read.text, self.components)
         self.words_ = _Space.of(read.words, self.components)
+        spread = read.lengths.std(axis=0)
+        spread = np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
+        self.lengths_ = np.stack([read.lengths.mean(axis=0), spread])
         holders = np.bincount(read.tokens.indices, minlength=read.tokens.shape[1])
         self.rarity_ = np.log((len(pool) + 1) / (holders + 1)).astype(np.float32)
         self.pool_ = self._place_texts(read)
         self._learn(self.labels)
 
     def _learn(self, given: TrainingLabels) -> None:
-        """Sets the weights (kernels, 1 + 2 components)."""
+        """Sets the weights (kernels, 3 + 2 components)."""
         from airrep.attributors.kernel_weights import learn_weights
         from airrep.holdout import training_labels
 
@@ -153,7 +159,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     def _sums(
         self, targets: Sequence[Example], subsets: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What weights depend on (T, 1 + 2 components), and every kernel's sums over the subsets,
+        """What weights depend on (T, 3 + 2 components), and every kernel's sums over the subsets,
         less their mean (kernels, T, subsets)."""
         rows = np.concatenate(subsets)
         columns = np.repeat(np.arange(len(subsets)), [len(subset) for subset in subsets])
@@ -162,7 +168,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         members = sparse.csr_array((ones, (rows, columns)), shape=shape).T.tocsr()
         gates, sums = [], []
         for some, scores in self._blocks(targets):
-            gates.append(self._gates(some))
+            gates.append(some.gates)
             sums.append(np.stack([(members @ one.T).T for one in self._kernels(some, scores)]))
         joined = np.concatenate(sums, axis=1)
         centred = joined - joined.mean(axis=2, keepdims=True)
@@ -173,7 +179,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         blocks = []
         for some, scores in self._blocks(targets):
-            weights = self._gates(some) @ self.weights_.T
+            weights = some.gates @ self.weights_.T
             block = np.zeros((len(some.text), len(self.pool_.text)), dtype=np.float32)
             for number, kernel in enumerate(self._kernels(some, scores)):
                 block += weights[:, number : number + 1] * kernel
@@ -188,11 +194,6 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         for start in range(0, len(targets), size):
             block = slice(start, start + size)
             yield texts.part(block), [one[block] for one in scores]
-
-    def _gates(self, targets: _Texts) -> np.ndarray:
-        """What the weights of targets are linear in (T, 1 + 2 components)."""
-        ones = np.ones((len(targets.text), 1), dtype=np.float32)
-        return np.concatenate([ones, targets.text_gates, targets.words_gates], axis=1)
 
     def _kernels(self, targets: _Texts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Every kernel (T, N) float32, in an order that stays."""
@@ -213,6 +214,8 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         yield from (near * words, near * words3, near3 * words3)
         yield from openings
         yield from (openings[2] * first, openings[2] * response, openings[2] * words)
+        for one in (text, words, tokens, response, first):
+            yield one * pool.lengths[:, 1]
         for one in scores:
             yield from (one, one * np.abs(one))
 
@@ -253,8 +256,15 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         ones = np.ones(ends[-1], dtype=np.float32)
         indices = np.concatenate(kinds).astype(np.int64)
         tokens = sparse.csr_array((ones, indices, ends), shape=(len(examples), vocabulary))
+        lengths = [
+            (len(text.ids), len(ids)) for text, ids in zip(tokenized, responses, strict=True)
+        ]
         return _Read(
-            texts.pooled.cpu().numpy(), texts.words.cpu().numpy(), tokens, np.asarray(keys)
+            texts.pooled.cpu().numpy(),
+            texts.words.cpu().numpy(),
+            tokens,
+            np.asarray(keys),
+            np.log1p(np.asarray(lengths, dtype=np.float32)),
         )
 
     def _place_texts(self, read: _Read) -> _Texts:
@@ -264,7 +274,11 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         tokens = sparse.csr_array(tokens.multiply(1 / np.maximum(lengths, 1e-9)[:, None]))
         text, text_gates = self.text_.place(read.text)
         words, words_gates = self.words_.place(read.words)
-        return _Texts(text, words, tokens, read.keys, text_gates, words_gates)
+        mean, deviation = self.lengths_
+        lengths = GATE_SPREAD * (read.lengths - mean) / deviation
+        ones = np.ones((len(text), 1), dtype=np.float32)
+        gates = np.concatenate([ones, text_gates, words_gates, lengths], axis=1)
+        return _Texts(text, words, tokens, read.keys, lengths, gates)
 
     def _state(self) -> dict[str, np.ndarray]:
         pool = self.pool_
@@ -272,9 +286,11 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             "weights": self.weights_,
             "rarity": self.rarity_,
             "opening": np.asarray([self.opening_]),
+            "lengths": self.lengths_,
             "pool/text": pool.text,
             "pool/words": pool.words,
             "pool/keys": pool.keys,
+            "pool/lengths": pool.lengths,
         }
         state |= {f"pool/tokens/{key}": value for key, value in matrix_state(pool.tokens).items()}
         for name, space in (("text", self.text_), ("words", self.words_)):
@@ -287,13 +303,14 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             return {key.removeprefix(prefix): value for key, value in found.items()}
 
         self.weights_, self.rarity_ = state["weights"], state["rarity"]
+        self.lengths_ = state["lengths"]
         self.opening_ = int(state["opening"][0])
         self.text_, self.words_ = _Space(**under("text/")), _Space(**under("words/"))
-        text, words, keys = (state[f"pool/{name}"] for name in ("text", "words", "keys"))
-        none = np.empty((len(text), 0), dtype=np.float32)
+        kept = {name: state[f"pool/{name}"] for name in ("text", "words", "keys", "lengths")}
+        none = np.empty((len(kept["text"]), 0), dtype=np.float32)
         tokens = restore_matrix(under("pool/tokens/"))
-        self.pool_ = _Texts(text, words, tokens, keys, none, none)
-        self._restore_members(state, len(text))
+        self.pool_ = _Texts(tokens=tokens, gates=none, **kept)
+        self._restore_members(state, len(none))
 
     def _saved_params(self) -> dict[str, Any]:
         # What was learned from the labels is in the state.
@@ -303,24 +320,27 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
 @dataclass(frozen=True)
 class _Read:
     """Of texts: the encoder's means (n, d), the response's words (n, e), which tokens a response
-    has (n, vocabulary), and hashes (n, keys) of what is the same in two texts or not."""
+    has (n, vocabulary), hashes (n, keys) of what is the same in two texts or not, and logarithms
+    of the numbers of tokens (n, 2), of the text and of its response."""
 
     text: np.ndarray
     words: np.ndarray
     tokens: sparse.csr_array
     keys: np.ndarray
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """Of texts: rows of length 1 whose products are cosines, hashes, and the gates' inputs."""
+    """Of texts: rows of length 1 whose products are cosines, hashes, standardised lengths (n, 2),
+    and what weights are linear in (n, 3 + 2 components), none of which a saved pool has."""
 
     text: np.ndarray
     words: np.ndarray
     tokens: sparse.csr_array
     keys: np.ndarray
-    text_gates: np.ndarray
-    words_gates: np.ndarray
+    lengths: np.ndarray
+    gates: np.ndarray
 
     def part(self, rows: slice) -> _Texts:
         """Some of the texts."""

@@ -74,6 +74,29 @@ def gradients(folder: Path, examples, pattern=None, output="loss") -> dict[str, 
     return plain_gradients(model, layers, tokens_of(tokenizer, examples), output)
 
 
+def bias_gradients(folder: Path, examples, pattern: str) -> dict[str, torch.Tensor]:
+    """Gradients (n, d_out) of zeros that are added to each layer's outputs, by plain autograd."""
+    model, tokenizer = load_lm(folder)
+    layers = linear_layers(model, pattern)
+    rows = {name: [] for name in layers}
+    for text in tokens_of(tokenizer, examples):
+        ids = torch.from_numpy(text.ids.astype(np.int64))
+        added, hooks = {}, []
+        for name, layer in layers.items():
+            zeros = torch.zeros(layer.weight.shape[-1 if hasattr(layer, "nf") else 0])
+            added[name] = zeros.requires_grad_()
+            hooks.append(
+                layer.register_forward_hook(lambda _, __, out, zeros=added[name]: out + zeros)
+            )
+        logits = model(ids[None]).logits[0, text.response_start - 1 : -1]
+        F.cross_entropy(logits, ids[text.response_start :], reduction="sum").backward()
+        for hook in hooks:
+            hook.remove()
+        for name in layers:
+            rows[name].append(added[name].grad)
+    return {name: torch.stack(some) for name, some in rows.items()}
+
+
 def flat(by_layer: dict[str, torch.Tensor]) -> np.ndarray:
     return torch.cat([one.flatten(1) for one in by_layer.values()], dim=1).double().numpy()
 
@@ -168,6 +191,22 @@ def test_logra_is_preconditioned_layer_by_layer(lm, normalise):
     expected = products / np.sqrt(np.outer(own, pool)) if normalise == "cosine" else products
     found = LoGraAttributor(lm, projection_rank=3, normalise=normalise).fit(POOL).score(TARGETS)
     check(found, expected)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_logra_of_biases_is_of_what_could_be_added_to_outputs(lm, rank):
+    pattern = r"mlp|fc|dense_4h|c_proj"
+    x, z = (bias_gradients(lm, some, pattern) for some in (TARGETS, POOL))
+    if rank is not None:
+        shapes = {name: (one.shape[1], 1) for name, one in z.items()}
+        sides = random_projections(shapes, rank, "0/0", torch.device("cpu"))
+        x, z = ({name: one @ sides[name][0] for name, one in some.items()} for some in (x, z))
+    parts = [whitened_products(flat({name: x[name]}), flat({name: z[name]}), 0.1) for name in x]
+    products, own, pool = (sum(part) for part in zip(*parts, strict=True))
+    settings = {"layers": pattern, "projection_rank": rank, "parameters": "biases"}
+    found = LoGraAttributor(lm, **settings).fit(POOL)
+    check(found.score(TARGETS), products / np.sqrt(np.outer(own, pool)))
+    assert found.features_[0].store.width == sum(one.shape[1] for one in z.values())
 
 
 def test_logra_with_much_damping_is_grad_cos(llama):
@@ -419,6 +458,17 @@ def test_smaller_types_cost_little(llama, dtype, error):
     [
         (LoGraAttributor, {"projection": "svd"}, "projection is 'svd'; choose one of random, pca"),
         (LoGraAttributor, {"curvature": "hessian"}, "curvature is 'hessian'; choose one of fisher"),
+        (LoGraAttributor, {"parameters": "both"}, "parameters is 'both'; choose one of weights"),
+        (
+            LoGraAttributor,
+            {"parameters": "biases", "curvature": "kfac"},
+            "'kfac' is of weights; take 'fisher' for biases",
+        ),
+        (
+            LoGraAttributor,
+            {"parameters": "biases", "layers": "embed"},
+            "input embedding has no biases",
+        ),
         (LoGraAttributor, {"normalise": "l2"}, "normalise is 'l2'; choose one of dot, cosine"),
         (
             LoGraAttributor,

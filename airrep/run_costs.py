@@ -24,11 +24,11 @@ def preparing_seconds(
     for name, own in arguments.items():
         parts = _parts(name, own)
         spent = []
-        if "airrep" in parts:
+        if "airrep" in [part for part, _ in parts]:
             spent.append(learning_seconds(folder, others))
-        elif any(part.get("labels") is not None for part in parts.values()):
+        elif any(given.get("labels") is not None for _, given in parts):
             spent.append(label_seconds([folder]))
-        if any(part.get("lm") == warm_up_model for part in parts.values()):
+        if any(given.get("lm") == warm_up_model for _, given in parts):
             spent.append(warming)
         known = [seconds for seconds in spent if seconds is not None]
         if known and len(known) == len(spent):
@@ -36,12 +36,10 @@ def preparing_seconds(
     return found
 
 
-def _parts(name: str, own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """A method's arguments by its name, and those of its members, and of theirs."""
-    parts = {name: own}
-    for member, given in own.get("members", []):
-        parts |= _parts(member, given)
-    return parts
+def _parts(name: str, own: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """A method's name and arguments, and those of its members, and of theirs."""
+    members = [part for member in own.get("members", []) for part in _parts(*member)]
+    return [(name, own), *members]
 
 
 def learning_seconds(folder: RunFolder, others: Sequence[str]) -> float | None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -31,7 +32,7 @@ ENSEMBLE = "ensemble"
 def needs_warm_up(config: RunConfig, names: Sequence[str]) -> bool:
     """Whether one of the methods asks the run's warm-up model."""
     every = _with_members(config, names)
-    return any("lm" in _takes(name) and "lm" not in _own(config, name) for name in every)
+    return any("lm" in _takes(name) and "lm" not in _own(own, name) for name, own in every)
 
 
 def method_arguments(
@@ -41,7 +42,7 @@ def method_arguments(
     (unless `tuned` is false); over both `evaluate.params`.
 
     Members of an ensemble and of kernels are names there, and get the arguments that they have by
-    themselves.
+    themselves; {name: {parameter: value}} changes some.
     Raises InputError where a model is needed that is not there yet, and for an ensemble whose
     weights were fitted to other scores.
     """
@@ -58,8 +59,10 @@ def method_arguments(
         chosen = tuned_params(folder, name, own) if tuned else {}
         found[name] = given | chosen | own
         if "members" in _takes(name):
-            members = method_arguments(config, _members(config, name))
-            found[name]["members"] = list(members.items())
+            found[name]["members"] = [
+                (member, method_arguments(own_config, [member])[member])
+                for member, own_config in _members(config, name)
+            ]
         # Weights that were fitted to other scores would be wrong.
         if name == ENSEMBLE and chosen and "weights" not in own:
             made = make_methods({name: found[name]})[name]
@@ -69,7 +72,7 @@ def method_arguments(
 
 def check_trained(config: RunConfig, names: Sequence[str]) -> None:
     """Raises InputError when a method needs the run's encoder and there is none."""
-    if "airrep" in _with_members(config, names):
+    if "airrep" in [name for name, _ in _with_members(config, names)]:
         _trained(config)
 
 
@@ -82,8 +85,11 @@ def fingerprint_models(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     """What `fingerprint_weights` says of the model of each method that has one."""
     found: dict[str, str] = {}
     for name, own in arguments.items():
-        members = fingerprint_models(dict(own.get("members", [])))
-        found |= {f"{name}/{member}": digest for member, digest in members.items()}
+        for number, (member, given) in enumerate(own.get("members", [])):
+            for key, digest in fingerprint_models({member: given}).items():
+                # The same method may be a member twice, asking two models.
+                same = found.get(f"{name}/{key}", digest) == digest
+                found[f"{name}/{key}" if same else f"{name}/{number}/{key}"] = digest
         for key in MODELS:
             if own.get(key) is not None:
                 found[name] = fingerprint_weights(resolve_model(str(own[key])))
@@ -169,23 +175,34 @@ def _checkpoints(config: RunConfig) -> Sequence[Any]:
     return open_warm_up(config)
 
 
-def _with_members(config: RunConfig, names: Sequence[str]) -> list[str]:
-    """The methods, and their members, and those of these."""
-    members = [member for name in names for member in _members(config, name)]
-    return [*names, *(_with_members(config, members) if members else [])]
+def _with_members(config: RunConfig, names: Sequence[str]) -> list[tuple[str, RunConfig]]:
+    """The methods, and their members, and those of these, with configurations as `_members`."""
+    found = []
+    for name in names:
+        found.append((name, config))
+        for member, own in _members(config, name):
+            found += _with_members(own, [member])
+    return found
 
 
-def _members(config: RunConfig, name: str) -> list[str]:
-    """The names of a method's members; none of one that is not made of others."""
+def _members(config: RunConfig, name: str) -> list[tuple[str, RunConfig]]:
+    """A method's members by name, each with the configuration that has its own parameters; none of
+    a method that is not made of others."""
     if "members" not in _takes(name):
         return []
-    members = _own(config, name).get("members", None if name == ENSEMBLE else [])
-    if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
+    given = _own(config, name).get("members", None if name == ENSEMBLE else [])
+    entries = [_entry(one) for one in given] if isinstance(given, list) else [None]
+    found = [entry for entry in entries if entry is not None]
+    if len(found) < len(entries):
         raise InputError(
-            f"evaluate.params.{name}.members is {members!r}; name methods, of an ensemble the one "
-            "whose units count first, such as [airrep, logra]."
+            f"evaluate.params.{name}.members is {given!r}; name methods, of an ensemble the one "
+            "whose units count first, such as [airrep, logra], or [airrep, {logra: {layers: mlp}}]."
         )
-    check_methods(members)
+    members = [member for member, _ in found]
+    for member in members:
+        check_methods([member])
+    if twice := [member for member, own in found if found.count((member, own)) > 1]:
+        raise InputError(f"{twice[0]} is a member of {name} twice; leave one out.")
     if name in members:
         raise InputError(f"{name} cannot be its own member; leave it out of its members.")
     learned = [one for one in members if method_class(one).learns]
@@ -194,14 +211,29 @@ def _members(config: RunConfig, name: str) -> list[str]:
             f"{learned[0]} cannot be a member of {name}: it has seen the labels that {name} learns "
             "from. Make both members of an ensemble."
         )
-    return members
+    params = config.evaluate.params
+    changed = [params | {member: params.get(member, {}) | own} for member, own in found]
+    return [
+        (member, replace(config, evaluate=replace(config.evaluate, params=own)))
+        for member, own in zip(members, changed, strict=True)
+    ]
+
+
+def _entry(given: Any) -> tuple[str, dict[str, Any]] | None:
+    """A member's name and what it has of its own, of a name or {name: parameters}; else None."""
+    if isinstance(given, str):
+        return given, {}
+    if isinstance(given, dict) and len(given) == 1:
+        ((name, own),) = given.items()
+        return (name, own) if isinstance(name, str) and isinstance(own, dict) else None
+    return None
 
 
 def members_first(config: RunConfig, names: Sequence[str]) -> list[list[str]]:
     """The methods in groups: the members of a group's methods are in groups before it."""
 
-    def depth(name: str) -> int:
-        return 1 + max(map(depth, _members(config, name)), default=0)
+    def depth(name: str, own: RunConfig = config) -> int:
+        return 1 + max((depth(*member) for member in _members(own, name)), default=0)
 
     return [list(group) for _, group in groupby(sorted(names, key=depth), key=depth)]
 

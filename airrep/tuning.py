@@ -205,13 +205,13 @@ def tuned_params(folder: str | Path, method: str, own: Mapping[str, Any] | None 
     if found is None:
         return {}
     fixed = found["identity"]["params"]
+    own = {key: _names(value) if key == "members" else value for key, value in (own or {}).items()}
     if "members" in fixed:
-        names = [one if isinstance(one, str) else one[0] for one in fixed["members"]]
-        fixed = fixed | {"members": names}
-    if any(fixed[key] != value for key, value in (own or {}).items() if key in fixed):
+        fixed = fixed | {"members": _names(fixed["members"])}
+    if any(fixed[key] != value for key, value in own.items() if key in fixed):
         return {}
     going = [row["params"] for row in found["trials"] if "error" not in row]
-    if found["chosen"] is None and any(not params.keys() <= (own or {}).keys() for params in going):
+    if found["chosen"] is None and any(not params.keys() <= own.keys() for params in going):
         raise InputError(
             f"The tuning of {method} in {file} has stopped in the middle; run `airrep tune` again, "
             f"or delete {file}."
@@ -302,6 +302,11 @@ def _identity(attributor: Attributor, grid: Grid, source: Any) -> dict[str, Any]
     if isinstance(attributor, EnsembleAttributor):
         about["percentiles"] = PERCENTILES  # that scale what its weights are fitted to
     return json.loads(json.dumps(about, default=_as_json))
+
+
+def _names(members: Iterable[Any]) -> list[str]:
+    """Of members as names, (name, parameters) or {name: parameters}."""
+    return [one if isinstance(one, str) else next(iter(one)) for one in members]
 
 
 def _scores_of(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from airrep import stages
+from airrep.attributors import make_attributor
+from airrep.attributors.kernels import KERNELS
 from airrep.config import (
     DataConfig,
     DistilConfig,
@@ -20,7 +22,9 @@ from airrep.config import (
 )
 from airrep.examples import Example, InputError, write_examples
 from airrep.label_stages import make_labels, warm_up
+from airrep.reading import read_examples
 from airrep.run_methods import (
+    fingerprint_models,
     members_first,
     method_arguments,
     needs_warm_up,
@@ -111,6 +115,27 @@ def test_kernels_learn_from_the_runs_training_labels(config: RunConfig) -> None:
     alone = replace(config, evaluate=replace(config.evaluate, params={}))
     assert not needs_warm_up(alone, ["kernels"])
     assert method_arguments(alone, ["kernels"])["kernels"]["members"] == []
+
+
+def test_a_method_can_be_a_member_twice(config: RunConfig) -> None:
+    members = ["logra", {"logra": {"layers": "mlp", "parameters": "biases"}}]
+    params = PARAMS | {"kernels": {"members": members}}
+    own = replace(config, evaluate=replace(config.evaluate, params=params))
+    arguments = method_arguments(own, ["kernels"])["kernels"]
+    (first, whole), (second, biases) = arguments["members"]
+    assert first == second == "logra"
+    assert whole["layers"] is None
+    assert biases == whole | {"layers": "mlp", "parameters": "biases"}
+    assert needs_warm_up(own, ["kernels"])
+    assert members_first(own, ["kernels", "logra"]) == [["logra"], ["kernels"]]
+    made = make_attributor("kernels", **arguments)
+    pool = read_examples(Path(config.output) / "pool.jsonl")
+    assert len(made.fit(pool).weights_) == KERNELS + 4
+
+    two = [("logra", {"lm": config.lm}), ("logra", {"lm": arguments["members"][0][1]["lm"]})]
+    digests = fingerprint_models({"ensemble": {"members": two}})
+    assert list(digests) == ["ensemble/logra", "ensemble/1/logra"]
+    assert len(set(digests.values())) == 2
 
 
 def test_members_come_before_what_they_are_members_of(config: RunConfig) -> None:
@@ -248,7 +273,11 @@ def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
     ("members", "message"),
     [
         (["ensemble", "tfidf"], "cannot be its own member"),
-        (["tfidf", "tfidf"], "named twice"),
+        (["tfidf", "tfidf"], "tfidf is a member of ensemble twice"),
+        ([{"logra": {"seed": 1}}, {"logra": {"seed": 1}}], "a member of ensemble twice"),
+        ([{"logra": {}, "trak": {}}], "name methods, of an ensemble"),
+        ([{"logra": 3}], "name methods, of an ensemble"),
+        ([{"logre": {}}], "did you mean 'logra'"),
         (["logre"], "did you mean 'logra'"),
     ],
 )

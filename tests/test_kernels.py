@@ -11,6 +11,7 @@ from training_task import TOPICS, planted_answers, planted_labels
 from airrep.attributor import Attributor
 from airrep.attributors import kernels
 from airrep.attributors.kernels import KERNELS, KernelsAttributor
+from airrep.attributors.tfidf import TfidfAttributor
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
 from airrep.holdout import TrainingLabels, hold_out
@@ -146,6 +147,30 @@ def test_held_out_labels_choose_the_step(base: Path) -> None:
     assert (first[:, 0] >= 0).all()
     last = fitted(base, settings=replace(SETTINGS, validation_subsets=0)).weights_
     assert (last[:, 1:] != 0).any()
+
+
+def test_members_are_fitted_again_only_when_something_differs(base: Path) -> None:
+    class Counting(TfidfAttributor):
+        fits = 0
+
+        def _fit(self, pool):
+            Counting.fits += 1
+            super()._fit(pool)
+
+    made = fitted(base, members=[Counting()])
+    expected = made.score(TESTS)
+    assert Counting.fits == 1
+    made.penalty = 1.0
+    assert not np.allclose(made.fit(POOL).score(TESTS), expected)
+    assert Counting.fits == 1
+    made.penalty = 0.01
+    np.testing.assert_allclose(made.fit(list(POOL)).score(TESTS), expected, rtol=1e-5, atol=1e-5)
+    made.members[0].sublinear_tf = True
+    made.fit(POOL)
+    assert Counting.fits == 2
+    made.labels = None
+    made.fit(POOL[:30])
+    assert Counting.fits == 3
 
 
 def test_missing_losses_are_left_out(base: Path) -> None:

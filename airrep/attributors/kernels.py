@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from airrep.attributor import NotApplicableError
+from airrep.attributor import Attributor, NotApplicableError
 from airrep.attributors.airrep import AirRepAttributor
 from airrep.attributors.members import Member, WithMembers
 from airrep.attributors.words import matrix_state, restore_matrix
@@ -66,7 +66,9 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     name = "kernels"
     trained = False
     poolings = ("sum",)
-    _means: tuple[Any, dict[bytes, torch.Tensor]] | None = None  # of an encoder, to fit again
+    # Of the last fit, to fit again: its encoder and the means; its pool and members.
+    _means: tuple[Any, dict[bytes, torch.Tensor]] | None = None
+    _fitted: list[Any] | None = None
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
                 self.encoder_.add_response_words()
             except InputError as error:
                 raise NotApplicableError(f"kernels: {error}") from error
-        self.members_ = [member.fit(pool) for member in made]
+        self._fit_members(made, pool)
         tokenized = self.encoder_.tokenize(pool)
         if self.labels is None:
             self.pool_ = self._place_texts(self._read(pool, tokenized))
@@ -130,6 +132,18 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         self.rarity_ = np.log((len(pool) + 1) / (holders + 1)).astype(np.float32)
         self.pool_ = self._place_texts(read)
         self._learn(self.labels)
+
+    def _fit_members(self, made: Sequence[Attributor], pool: Sequence[Example]) -> None:
+        """Sets `members_`; those of the last fit, to which a pool's gradients may have gone, where
+        nothing about them has changed."""
+        wanted = [list(pool), [(member.name, member.params()) for member in made]]
+        try:
+            known = self._fitted == wanted
+        except ValueError:  # arrays, of other scores
+            known = False
+        if not known:
+            self.members_ = [member.fit(pool) for member in made]
+            self._fitted = wanted
 
     def _learn(self, given: TrainingLabels) -> None:
         """Sets the weights (kernels, 3 + 2 components)."""

@@ -101,7 +101,10 @@ class Bench:
         path = self.folder / f"{key}.npy"
         if not path.exists():
             config = replace(self.config, train=replace(self.config.train, seed=seed))
-            if needs_warm_up(config, [name]):
+            if (
+                needs_warm_up(config, [name])
+                and not RunFolder(Path(config.output)).warm_up.exists()
+            ):
                 warm_up(config)
             arguments = method_arguments(config, [name])
             attributor = self.made.setdefault(name, make_methods(arguments)[name])

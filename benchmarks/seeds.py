@@ -75,7 +75,7 @@ class Bench:
     def __init__(self, config: RunConfig, options: SimpleNamespace) -> None:
         self.config, self.options = config, options
         folder = RunFolder(Path(config.output))
-        self.folder = folder.path / "seeds"
+        self.folder, self.warm_up = folder.path / "seeds", folder.warm_up
         train, test = folder.open_labels("train"), folder.open_labels("test")
         self.pool, self.targets = folder.read_labelled("train", train)
         _, self.tests = folder.read_labelled("test", test)
@@ -101,10 +101,7 @@ class Bench:
         path = self.folder / f"{key}.npy"
         if not path.exists():
             config = replace(self.config, train=replace(self.config.train, seed=seed))
-            if (
-                needs_warm_up(config, [name])
-                and not RunFolder(Path(config.output)).warm_up.exists()
-            ):
+            if needs_warm_up(config, [name]) and not self.warm_up.exists():
                 warm_up(config)
             arguments = method_arguments(config, [name])
             attributor = self.made.setdefault(name, make_methods(arguments)[name])

@@ -10,6 +10,7 @@ from training_task import TOPICS, planted_answers, planted_labels
 
 from airrep.attributor import Attributor
 from airrep.attributors import kernels
+from airrep.attributors.kernel_texts import GATE_SPREAD
 from airrep.attributors.kernels import KERNELS, KernelsAttributor
 from airrep.attributors.tfidf import TfidfAttributor
 from airrep.encoder import AirRepEncoder
@@ -114,7 +115,7 @@ def test_lengths_count_as_the_docstring_says(base: Path) -> None:
     logs = np.log1p(
         [[len(text), 1 + 4 * is_long] for text, is_long in zip(tokenized, long, strict=True)]
     )
-    lengths = kernels.GATE_SPREAD * (logs - logs.mean(axis=0)) / logs.std(axis=0)
+    lengths = GATE_SPREAD * (logs - logs.mean(axis=0)) / logs.std(axis=0)
     np.testing.assert_allclose(texts.lengths, lengths, atol=1e-4)
     np.testing.assert_array_equal(texts.gates[:, -2:], texts.lengths)
     found = list(made._kernels(texts, []))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,14 @@ from tqdm.auto import tqdm
 
 from airrep.attributor import Attributor, NotApplicableError
 from airrep.attributors.airrep import AirRepAttributor
+from airrep.attributors.kernel_texts import (
+    GATE_SPREAD,
+    PlacedTexts,
+    ReadTexts,
+    Space,
+    common_start,
+    text_key,
+)
 from airrep.attributors.members import Member, WithMembers
 from airrep.attributors.words import matrix_state, restore_matrix
 from airrep.examples import Example, InputError, TokenizedExample, response_spans
@@ -33,7 +39,6 @@ OPENINGS = (1, 2, 4, 8)
 KERNELS = 30
 PRODUCTS_AT_ONCE = 2**24  # of a target and a pool example: bounds the memory of scoring
 LABELS_AT_ONCE = 2**28  # numbers (kernels, targets, subsets) that training holds: 1 GiB
-GATE_SPREAD = 0.5  # what a target's weights depend on, as standard deviations over the pool
 
 
 class KernelsAttributor(WithMembers, AirRepAttributor):
@@ -121,10 +126,10 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         if self.labels is None:
             self.pool_ = self._place_texts(self._read(pool, tokenized))
             return
-        self.opening_ = _common_start([text.ids for text in tokenized])
+        self.opening_ = common_start([text.ids for text in tokenized])
         read = self._read(pool, tokenized)
-        self.text_ = _Space.of(read.text, self.components)
-        self.words_ = _Space.of(read.words, self.components)
+        self.text_ = Space.of(read.text, self.components)
+        self.words_ = Space.of(read.words, self.components)
         spread = read.lengths.std(axis=0)
         spread = np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
         self.lengths_ = np.stack([read.lengths.mean(axis=0), spread])
@@ -200,7 +205,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             blocks.append(block)
         return np.concatenate(blocks)
 
-    def _blocks(self, targets: Sequence[Example]) -> Iterator[tuple[_Texts, list[np.ndarray]]]:
+    def _blocks(self, targets: Sequence[Example]) -> Iterator[tuple[PlacedTexts, list[np.ndarray]]]:
         """Targets as `_kernels` takes them, with the members' scores, few enough at once."""
         texts = self._place_texts(self._read(targets, self.encoder_.tokenize(targets)))
         scores = [member.score(targets) for member in self.members_]
@@ -209,7 +214,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             block = slice(start, start + size)
             yield texts.part(block), [one[block] for one in scores]
 
-    def _kernels(self, targets: _Texts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def _kernels(self, targets: PlacedTexts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Every kernel (T, N) float32, in an order that stays."""
         pool = self.pool_
         text, words = targets.text @ pool.text.T, targets.words @ pool.words.T
@@ -233,7 +238,9 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         for one in scores:
             yield from (one, one * np.abs(one))
 
-    def _read(self, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> _Read:
+    def _read(
+        self, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]
+    ) -> ReadTexts:
         """The encoder's means, the responses' tokens, and hashes."""
         import torch
 
@@ -255,10 +262,10 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         ]
         keys = [
             [
-                _key(example.response.strip().encode()),
-                *(_key(ids[part].astype(np.int64).tobytes()) for part in PARTS),
+                text_key(example.response.strip().encode()),
+                *(text_key(ids[part].astype(np.int64).tobytes()) for part in PARTS),
                 *(
-                    _key(text.ids[: self.opening_ + size].astype(np.int64).tobytes())
+                    text_key(text.ids[: self.opening_ + size].astype(np.int64).tobytes())
                     for size in OPENINGS
                 ),
             ]
@@ -273,7 +280,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         lengths = [
             (len(text.ids), len(ids)) for text, ids in zip(tokenized, responses, strict=True)
         ]
-        return _Read(
+        return ReadTexts(
             texts.pooled.cpu().numpy(),
             texts.words.cpu().numpy(),
             tokens,
@@ -281,7 +288,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             np.log1p(np.asarray(lengths, dtype=np.float32)),
         )
 
-    def _place_texts(self, read: _Read) -> _Texts:
+    def _place_texts(self, read: ReadTexts) -> PlacedTexts:
         """What the kernels take of texts."""
         tokens = read.tokens * self.rarity_[None]
         lengths = np.sqrt(np.asarray(tokens.multiply(tokens).sum(axis=1)))
@@ -292,7 +299,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         lengths = GATE_SPREAD * (read.lengths - mean) / deviation
         ones = np.ones((len(text), 1), dtype=np.float32)
         gates = np.concatenate([ones, text_gates, words_gates, lengths], axis=1)
-        return _Texts(text, words, tokens, read.keys, lengths, gates)
+        return PlacedTexts(text, words, tokens, read.keys, lengths, gates)
 
     def _state(self) -> dict[str, np.ndarray]:
         pool = self.pool_
@@ -319,91 +326,13 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         self.weights_, self.rarity_ = state["weights"], state["rarity"]
         self.lengths_ = state["lengths"]
         self.opening_ = int(state["opening"][0])
-        self.text_, self.words_ = _Space(**under("text/")), _Space(**under("words/"))
+        self.text_, self.words_ = Space(**under("text/")), Space(**under("words/"))
         kept = {name: state[f"pool/{name}"] for name in ("text", "words", "keys", "lengths")}
         none = np.empty((len(kept["text"]), 0), dtype=np.float32)
         tokens = restore_matrix(under("pool/tokens/"))
-        self.pool_ = _Texts(tokens=tokens, gates=none, **kept)
+        self.pool_ = PlacedTexts(tokens=tokens, gates=none, **kept)
         self._restore_members(state, len(none))
 
     def _saved_params(self) -> dict[str, Any]:
         # What was learned from the labels is in the state.
         return super()._saved_params() | {"labels": None}
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Of texts: the encoder's means (n, d), the response's words (n, e), which tokens a response
-    has (n, vocabulary), hashes (n, keys) of what is the same in two texts or not, and logarithms
-    of the numbers of tokens (n, 2), of the text and of its response."""
-
-    text: np.ndarray
-    words: np.ndarray
-    tokens: sparse.csr_array
-    keys: np.ndarray
-    lengths: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Of texts: rows of length 1 whose products are cosines, hashes, standardised lengths (n, 2),
-    and what weights are linear in (n, 3 + 2 components), none of which a saved pool has."""
-
-    text: np.ndarray
-    words: np.ndarray
-    tokens: sparse.csr_array
-    keys: np.ndarray
-    lengths: np.ndarray
-    gates: np.ndarray
-
-    def part(self, rows: slice) -> _Texts:
-        """Some of the texts."""
-        return _Texts(*(part[rows] for part in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class _Space:
-    """A space of vectors as the pool has it: mean and standard deviation of every number (d,), and
-    principal axes (k, d) that give coordinates of standard deviation GATE_SPREAD.
-
-    A causal language model has a few numbers that are far larger than all others, and say little.
-    """
-
-    mean: np.ndarray
-    deviation: np.ndarray
-    axes: np.ndarray
-
-    @classmethod
-    def of(cls, vectors: np.ndarray, count: int) -> _Space:
-        """The space of a pool's vectors (n, d), with at most `count` axes."""
-        unit = _unit(vectors)
-        mean, deviation = unit.mean(axis=0), unit.std(axis=0)
-        deviation = np.where(deviation > 1e-6, deviation, np.inf).astype(np.float32)
-        standardised = (unit - mean) / deviation
-        spread, directions = np.linalg.eigh(standardised.T @ standardised / len(unit))
-        chosen = np.argsort(-spread)[:count]
-        chosen = chosen[spread[chosen] > 1e-6]
-        axes = directions.T[chosen] * (GATE_SPREAD / np.sqrt(spread[chosen]))[:, None]
-        return cls(mean, deviation, axes.astype(np.float32))
-
-    def place(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors (n, d) standardised, of length 1, and their coordinates (n, k)."""
-        standardised = (_unit(vectors) - self.mean) / self.deviation
-        return _unit(standardised), standardised @ self.axes.T
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-
-def _common_start(ids: Sequence[np.ndarray]) -> int:
-    """How many tokens all texts open with."""
-    least = min(map(len, ids))
-    heads = np.stack([one[:least] for one in ids])
-    differ = (heads != heads[0]).any(axis=0)
-    return int(np.argmax(differ)) if differ.any() else least
-
-
-def _key(content: bytes) -> int:
-    """A hash that is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

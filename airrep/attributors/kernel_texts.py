@@ -58,8 +58,7 @@ class Space:
     def of(cls, vectors: np.ndarray, count: int) -> Space:
         """The space of a pool's vectors (n, d), with at most `count` axes."""
         unit = _unit(vectors)
-        mean, deviation = unit.mean(axis=0), unit.std(axis=0)
-        deviation = np.where(deviation > 1e-6, deviation, np.inf).astype(np.float32)
+        mean, deviation = mean_and_deviation(unit)
         standardised = (unit - mean) / deviation
         spread, directions = np.linalg.eigh(standardised.T @ standardised / len(unit))
         chosen = np.argsort(-spread)[:count]
@@ -71,6 +70,14 @@ class Space:
         """Vectors (n, d) standardised, of length 1, and their coordinates (n, k)."""
         standardised = (_unit(vectors) - self.mean) / self.deviation
         return _unit(standardised), standardised @ self.axes.T
+
+
+def mean_and_deviation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (d,) of numbers (n, d), float32; what does not vary has a
+    deviation of infinity, so that it counts for nothing."""
+    deviation = numbers.std(axis=0)
+    deviation = np.where(deviation > 1e-6, deviation, np.inf).astype(np.float32)
+    return numbers.mean(axis=0), deviation
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from airrep.attributors.kernel_texts import (
     ReadTexts,
     Space,
     common_start,
+    mean_and_deviation,
     text_key,
 )
 from airrep.attributors.members import Member, WithMembers
@@ -130,9 +131,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         read = self._read(pool, tokenized)
         self.text_ = Space.of(read.text, self.components)
         self.words_ = Space.of(read.words, self.components)
-        spread = read.lengths.std(axis=0)
-        spread = np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
-        self.lengths_ = np.stack([read.lengths.mean(axis=0), spread])
+        self.lengths_ = np.stack(mean_and_deviation(read.lengths))
         holders = np.bincount(read.tokens.indices, minlength=read.tokens.shape[1])
         self.rarity_ = np.log((len(pool) + 1) / (holders + 1)).astype(np.float32)
         self.pool_ = self._place_texts(read)

@@ -161,6 +161,11 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
             "action": "store_true",
             "help": "keep Adam's moments too, which less then uses",
         },
+        "examples": {
+            "type": int,
+            "default": None,
+            "help": "train on so many of the pool, drawn at random, where all would take too long",
+        },
     },
     "tune": {
         "methods": {"default": None, "help": "a,b,c: in place of the configured methods"},

@@ -218,12 +218,14 @@ def verify(config: RunConfig, **settings: Any) -> bool:
     return run(config, VerifySettings(**settings), _tuner_loader(config))["accepted"]
 
 
-def warm_up(config: RunConfig, checkpoints: int = 1, moments: bool = False) -> None:
-    """Trains the language model on the whole pool: gradient methods take their gradients there."""
+def warm_up(
+    config: RunConfig, checkpoints: int = 1, moments: bool = False, examples: int | None = None
+) -> None:
+    """Trains the language model on the pool: gradient methods take their gradients there."""
     from data_builders.warm_up import warm_up as run
 
     _prepare(config)
-    print(f"{run(config, checkpoints, moments)}: the warm-up model")
+    print(f"{run(config, checkpoints, moments, examples)}: the warm-up model")
 
 
 def _tuner_loader(

@@ -1,4 +1,4 @@
-"""The warm-up model: the language model after training on the whole pool.
+"""The warm-up model: the language model after training on the pool, or on some of it.
 
 Gradients of attribution methods are taken there. The folder `warm_up` of a run:
 
@@ -67,23 +67,29 @@ class Checkpoint:
 
 
 def warm_up(
-    config: RunConfig, checkpoints: int = 1, moments: bool = False, show_progress: bool = True
+    config: RunConfig,
+    checkpoints: int = 1,
+    moments: bool = False,
+    examples: int | None = None,
+    show_progress: bool = True,
 ) -> Path:
     """Trains the run's language model on its whole pool by its recipe; returns the last model.
 
     Keeps `checkpoints` models, the last one among them, at equal distances. The order of the pool
     is that of a retraining with the run's first seed (`data_builders.retraining`), so this is the
-    very model that interventions leave examples out of. `moments` keeps Adam's moments of every
-    trained parameter, by its name, at each checkpoint. LoRA's adapters are merged into the
-    weights.
+    very model that interventions leave examples out of. `examples` trains on so many of the pool,
+    drawn by that seed: LESS (arXiv 2402.04333) warms up on 5% of it. `moments` keeps Adam's
+    moments of every trained parameter, by its name, at each checkpoint. LoRA's adapters are merged
+    into the weights.
 
     A finished warm-up of the same model, pool, recipe and seed is returned as it is; one that was
     killed starts again. Raises InputError for a folder of other things, for more checkpoints than
-    steps, for moments of adapters (they are of no weight that is kept), and when training
-    diverges.
+    steps, for more examples than the pool has, for moments of adapters (they are of no weight that
+    is kept), and when training diverges.
     """
     path, pool = _folder(config), RunFolder(Path(config.output)).read_pool()
-    inputs = _inputs(config, pool) | {"checkpoints": checkpoints, "moments": moments}
+    own = {"checkpoints": checkpoints, "moments": moments, "examples": examples}
+    inputs = _inputs(config, pool) | own
     if path.exists():
         _check_same(path, inputs)
         print(f"{path} is there already")
@@ -93,9 +99,13 @@ def warm_up(
             "recipe.train is 'lora': Adam's moments would be of the adapters, which are merged "
             'into the weights; leave out moments, or train "all" or "last_layers".'
         )
+    if examples is not None and not 1 <= examples <= len(pool):
+        raise InputError(
+            f"examples is {examples}, of a pool of {len(pool)}; give 1 to {len(pool)}."
+        )
     started = time.perf_counter()
     with replaced_folder(path) as unfinished:
-        training = _Training(config, pool, unfinished, moments, show_progress)
+        training = _Training(config, pool, unfinished, moments, examples, show_progress)
         about = {
             "inputs": inputs,
             "lm": config.lm,
@@ -134,6 +144,7 @@ class _Training:
         pool: Sequence[Example],
         folder: Path,
         moments: bool,
+        examples: int | None,
         show_progress: bool,
     ) -> None:
         recipe, device = config.recipe, pick_device(config.device)
@@ -147,7 +158,10 @@ class _Training:
         # One model is to be trained: a stack of models has nothing to offer.
         engine = "eager" if engine == "batched" else engine
         self.tuner = FineTuner(model, tokens, [], recipe, show_progress, config.seed, engine)
-        self.plan = batches(np.arange(len(pool)), recipe, np.random.default_rng([config.seed, 0]))
+        rows = np.arange(len(pool))
+        if examples is not None:
+            rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:examples])
+        self.plan = batches(rows, recipe, np.random.default_rng([config.seed, 0]))
         self.losses: list[float] = []
 
     def run(self, checkpoints: int) -> list[dict[str, Any]]:

@@ -95,6 +95,24 @@ def test_each_checkpoint_is_the_model_after_its_steps(
         assert np.abs(expected - base).max() > 1e-2
 
 
+def test_some_of_the_pool_is_drawn_by_the_seed(config: RunConfig) -> None:
+    final = warm_up(config, examples=5, show_progress=False)
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(POOL))[:5])
+    folder = Path(config.output).with_name("alone")
+    write_examples(folder / "pool.jsonl", [POOL[row] for row in rows])
+    alone = warm_up(replace(config, output=str(folder)), show_progress=False)
+    np.testing.assert_array_equal(target_losses(final), target_losses(alone))
+    assert [row.path for row in open_warm_up(config)] == [final]
+    with pytest.raises(InputError, match="examples is 5 in the folder, None now"):
+        run(config)
+
+
+@pytest.mark.parametrize("examples", [0, len(POOL) + 1])
+def test_examples_that_the_pool_has_not_are_refused(config: RunConfig, examples: int) -> None:
+    with pytest.raises(InputError, match=f"give 1 to {len(POOL)}"):
+        warm_up(config, examples=examples, show_progress=False)
+
+
 def test_adapters_leave_nothing_but_plain_weights(config: RunConfig) -> None:
     final = run(replace(config, recipe=replace(RECIPE, train="lora")))
     plain = AutoModelForCausalLM.from_pretrained(config.lm).state_dict()

@@ -7,7 +7,7 @@ their products, summed over checkpoints and draws of the projections.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 
 from airrep.attributor import pack_text, unpack_text
 from airrep.attributors.language_model import LanguageModelAttributor, OpenedLM
+from airrep.device import pick_device
 from airrep.examples import Example, InputError, TokenizedExample, fingerprint_examples, lm_template
 from airrep.gradients.layer_gradient import LayerGradient
 from airrep.gradients.layers import linear_layers
@@ -26,6 +27,7 @@ from airrep.gradients.store import GradientStore
 
 Arrays = dict[str, np.ndarray]
 Tokens = Sequence[TokenizedExample]
+KNOWN_BYTES = 2**30  # of targets' features that are kept, for each draw
 # Makes features (B, d) of a batch's gradients by layer.
 MakeFeatures = Callable[[Mapping[str, LayerGradient]], torch.Tensor]
 
@@ -52,13 +54,19 @@ class PoolFeatures:
     """The pool's features under one checkpoint and one draw of the projections.
 
     `arrays` are the projections and what the method learned of the pool; "group/name" is one of
-    several that belong together.
+    several that belong together. `known` are features (d,) of targets asked before, by tokens.
     """
 
     checkpoint: str | Path
     seed: str
     store: GradientStore
     arrays: Arrays
+    known: dict[tuple[bytes, int], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def views(self) -> list[int]:
+        """How many of the numbers belong to each view, one after the other."""
+        return self.arrays.get("views", np.asarray([self.store.width])).tolist()
 
     def group(self, name: str) -> Arrays:
         """The arrays of a group, by their names in it."""
@@ -192,26 +200,37 @@ class FeatureAttributor(GradientAttributor):
         }
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
-        total = np.zeros((len(targets), self.features_[0].store.rows), dtype=np.float32)
+        return self._score_views(targets).mean(axis=0)
+
+    def _score_views(self, targets: Sequence[Example]) -> np.ndarray:
+        shape = (self.views, len(targets), self.features_[0].store.rows)
+        total = np.zeros(shape, dtype=np.float32)
         for pool, weight in zip(self.features_, self._weights(), strict=True):
-            products = pool.store.products(
-                self._queries(self._target_features(targets, pool), pool)
-            )
-            total += np.float32(weight) * products * pool.arrays.get("scale", np.float32(1))
+            queries = self._queries(self._target_features(targets, pool), pool)
+            scale = np.atleast_2d(pool.arrays.get("scale", np.float32(1)))[:, None]
+            total += np.float32(weight) * pool.store.products(queries, pool.views) * scale
         return total
 
     def _target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
-        """Features (T, d) of the targets, on the model's device."""
+        """Features (T, d) of the targets, on the model's device; of those asked before, as long
+        as they take few bytes, from memory."""
         opened = self._open(pool.checkpoint)
         self._check_same(opened, pool.store.about["lm"])
         tokens = self._tokenize(targets, opened.tokenizer)
-        with self._gradient_model(opened) as model:
-            model.projections = pool.projections(model.device)
-            make = self._maker(model, pool.seed)
-            features = torch.empty(len(targets), pool.store.width, device=model.device)
-            for rows, gradients in self._gradients(model, tokens):
-                features[torch.from_numpy(rows)] = make(gradients.layers)
-        return features
+        keys = [(one.ids.tobytes(), one.response_start) for one in tokens]
+        found = {key: pool.known[key] for key in keys if key in pool.known}
+        asked = {key: one for key, one in zip(keys, tokens, strict=True) if key not in found}
+        if asked:
+            new = list(asked)
+            with self._gradient_model(opened) as model:
+                model.projections = pool.projections(model.device)
+                make = self._maker(model, pool.seed)
+                for rows, gradients in self._gradients(model, list(asked.values())):
+                    features = make(gradients.layers).float().cpu()
+                    found |= zip([new[row] for row in rows], features, strict=True)
+            room = KNOWN_BYTES // (4 * pool.store.width) - len(pool.known)
+            pool.known |= {key: found[key] for key in new[: max(0, room)]}
+        return torch.stack([found[key] for key in keys]).to(pick_device(self.device))
 
     def _gradients(
         self, model: GradientModel, tokens: Tokens

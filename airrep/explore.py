@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airrep.attributor import Ranking
+from airrep.attributor import Attributor, Ranking
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.explore_server import HOST, make_server
@@ -77,13 +77,7 @@ def explore(
         if method is not None:
             pool = read_examples(str(examples), parse_columns(columns))
             saved = fitted(None, method, pool, batch_size, device)
-            count = len(pool)
-            explorer = Explorer(
-                lambda target: saved.rank([target], top_k),
-                lambda rows: [pool[row] for row in rows],
-                listed,
-                saved.name,
-            )
+            explorer = method_explorer(saved, pool, listed, top_k)
         else:
             model, fingerprint = _open_encoder(str(encoder), pick_device(device))
             if examples is not None:
@@ -92,13 +86,8 @@ def explore(
             else:
                 opened = EmbeddingIndex.open(str(index))
                 opened.check_encoder(fingerprint, str(encoder))
-            count = len(opened)
-            explorer = Explorer(
-                lambda target: opened.search(model.encode([target]).numpy(), top_k),
-                opened.examples,
-                listed,
-            )
-        page = explorer_page(f"{count:,} training examples")
+            explorer = index_explorer(opened, model, listed, top_k)
+        page = explorer_page(f"{explorer.pool_size:,} training examples")
         with make_server(explorer, page, port) as server:
             print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
             try:
@@ -107,21 +96,46 @@ def explore(
                 print()
 
 
+def method_explorer(
+    saved: Attributor, pool: Sequence[Example], listed: Sequence[Example], top_k: int
+) -> Explorer:
+    """Answers by a fitted method, of its pool; `top_k` examples at either end."""
+
+    def rank(target: Example) -> Ranking:
+        return saved.rank([target], top_k)
+
+    return Explorer(rank, lambda rows: [pool[row] for row in rows], len(pool), listed, saved.name)
+
+
+def index_explorer(
+    index: EmbeddingIndex, model: AirRepEncoder, listed: Sequence[Example], top_k: int
+) -> Explorer:
+    """Answers by an index, with the encoder that made it; `top_k` examples at either end."""
+
+    def rank(target: Example) -> Ranking:
+        return index.search(model.encode([target]).numpy(), top_k)
+
+    return Explorer(rank, index.examples, len(index), listed)
+
+
 class Explorer:
     """Answers of the page: the examples at either end that `rank` gives for a target.
 
-    `examples` gives the examples of rows of its ranking; `method` is the name of what ranks.
+    `examples` gives the examples of rows of its ranking, of a pool of `pool_size`; `targets` are
+    listed in the page; `method` is the name of what ranks.
     """
 
     def __init__(
         self,
         rank: Callable[[Example], Ranking],
         examples: Callable[[np.ndarray], list[Example]],
+        pool_size: int,
         targets: Sequence[Example],
         method: str = "airrep",
     ) -> None:
         self.rank = rank
         self.examples = examples
+        self.pool_size = pool_size
         self.targets = targets
         self.method = method
         self._lock = threading.Lock()

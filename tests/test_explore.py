@@ -17,10 +17,9 @@ from tiny_models import WORDS, tiny_encoder
 
 from airrep import explore as explore_module
 from airrep import report
-from airrep.attributor import Ranking
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError, write_examples
-from airrep.explore import Explorer, build_index, explore
+from airrep.explore import build_index, explore, index_explorer
 from airrep.explore_server import MOST_BYTES, ExplorerServer, make_server
 from airrep.index import EmbeddingIndex
 
@@ -56,10 +55,7 @@ def index(encoder: AirRepEncoder, tmp_path_factory: pytest.TempPathFactory) -> E
 
 @pytest.fixture(scope="module")
 def server(encoder: AirRepEncoder, index: EmbeddingIndex) -> Iterator[ExplorerServer]:
-    def rank(target: Example) -> Ranking:
-        return index.search(encoder.encode([target]).numpy(), 4)
-
-    with make_server(Explorer(rank, index.examples, TARGETS), PAGE, port=0) as server:
+    with make_server(index_explorer(index, encoder, TARGETS, 4), PAGE, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server

@@ -73,13 +73,16 @@ class Trials:
         """Tries points of a grid and yields a row for each, in the order that computes least.
 
         What several points share is computed once and counts in the seconds of the first.
-        Features are in the folder `scratch` for as long as points share them.
+        Features are in the folder `scratch` for as long as points share them; where all do, they
+        are in the attributor's own `store`, if it has one, and stay.
         """
         worker = copy.copy(attributor)  # one for all, so that a model is loaded once
+        takes = worker.params()
+        stays = not grid.features and takes.get("store") is not None
         ordered = sorted(wanted, key=grid.stages)
         by_features = itertools.groupby(ordered, key=lambda params: grid.stages(params)[0])
         for features, some in by_features:
-            if "store" in worker.params():
+            if "store" in takes and not stays:
                 _set(worker, {"store": scratch / _sha256(features)[:12]})
             yield from self._run_some(worker, grid, some)
             shutil.rmtree(scratch, ignore_errors=True)

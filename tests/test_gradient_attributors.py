@@ -143,6 +143,11 @@ def test_with_a_rank_they_are_of_projections(llama):
     check(cosines, normalised(x) @ normalised(z).T)
 
 
+def test_exact_scores_are_a_view(llama):
+    found = GradCosAttributor(llama).fit(POOL)
+    np.testing.assert_array_equal(found.score_views(TARGETS), found.score(TARGETS)[None])
+
+
 def test_a_full_rank_is_exact(llama):
     """Sides no wider than the rank stay as they are."""
     exact = GradDotAttributor(llama).fit(POOL).score(TARGETS)
@@ -489,6 +494,10 @@ def test_methods_share_one_loaded_model(llama, tmp_path):
 def test_methods_with_the_same_features_share_a_folder_others_do_not(llama, tmp_path):
     GradDotAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
     GradCosAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
+    LoGraAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
+    for other in ({"projection": "pca"}, {"parameters": "biases"}):
+        with pytest.raises(InputError, match="None in the folder|is .* in the folder"):
+            LoGraAttributor(llama, projection_rank=4, store=tmp_path, **other).fit(POOL)
     with pytest.raises(InputError, match="projection_rank is 4 in the folder, 5 now"):
         GradDotAttributor(llama, projection_rank=5, store=tmp_path).fit(POOL)
     with pytest.raises(InputError, match="examples is .* in the folder"):

@@ -155,6 +155,17 @@ def test_drawn_points_are_the_methods_own_then_others_of_the_grid(count: int, se
     assert GRID.draw(Staged([], **own), 20, seed)[:count] == drawn
 
 
+def test_features_that_all_trials_share_stay_in_the_methods_own_folder(tmp_path: Path) -> None:
+    log: list[str] = []
+    for folder in ("first", "second"):
+        method = Staged(log, width=2, store=tmp_path / "features")
+        run(tmp_path / folder, {"staged": method}, fixed={"staged": ["width"]})
+    assert [line for line in log if line.startswith("features")] == ["features 2"]
+    # Where trials have features of their own, that folder is left to what will be chosen.
+    run(tmp_path / "third", {"staged": Staged(log, store=tmp_path / "other")})
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_method_without_parameters_has_one_trial(tmp_path: Path) -> None:
     found = run(tmp_path, {"random": make_attributor("random", seed=1)}, trials=5)
     assert [row["params"] for row in found["methods"]["random"]["trials"]] == [{}]

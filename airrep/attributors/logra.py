@@ -88,9 +88,12 @@ class LoGraAttributor(FeatureAttributor):
         return super()._gradient_model(opened)
 
     def _about(self, opened: OpenedLM) -> dict[str, Any]:
-        sample = self.sample if self.projection == "pca" else None
-        about = {"projection": self.projection, "sample": sample}
-        return about if self.parameters == "weights" else about | {"parameters": self.parameters}
+        about: dict[str, Any] = {}  # with random projections of weights: Grad-Dot's features
+        if self.projection == "pca":
+            about |= {"projection": self.projection, "sample": self.sample}
+        if self.parameters != "weights":
+            about["parameters"] = self.parameters
+        return about
 
     def _sizes(self, shapes: Mapping[str, tuple[int, int]]) -> list[int]:
         """How many features each layer has, of its gradient's shape after projection."""

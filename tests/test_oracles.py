@@ -1,6 +1,9 @@
 """Other people's attribution packages as oracles; each test is skipped where its package is absent.
 
-Tried with kronfluence 1.0.1, dattri 0.3.0 and bergson 2.5.1.
+Tried with kronfluence 1.0.1, dattri 0.3.0 and bergson 2.5.1. Two of them ask for torchvision, which
+they do without: `pip install --no-deps` them and what they import beside this project's packages
+(einops, einconv, opt-einsum, pretty_midi, mido, jaxtyping, wadler-lindig, natsort, petname,
+simple-parsing, docstring-parser, torchopt, ml-dtypes).
 """
 
 from collections.abc import Callable

@@ -257,10 +257,14 @@ def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
     both = found.score([*TARGETS[1:], TARGETS[0], TARGETS[1]])
     assert ran == [2, len(TARGETS) - 2]
     np.testing.assert_allclose(both[-2:], first, rtol=1e-4, atol=1e-6)
+    found.damping = 10.0  # of the same features
+    assert not np.allclose(found.fit(POOL).score(TARGETS[:2]), first)
+    assert ran == [2, len(TARGETS) - 2, len(POOL)]
+    found.seed = 1
     monkeypatch.setattr("airrep.attributors.gradient.KNOWN_BYTES", 0)
     again = found.fit(POOL).score(TARGETS[:2])
     np.testing.assert_array_equal(found.score(TARGETS[:2]), again)
-    assert ran[-2:] == [2, 2]
+    assert ran[3:] == [len(POOL), 2, 2]
 
 
 @pytest.mark.parametrize(("groups", "message"), [(0, "at least 1"), (99, "of 14 layers")])

@@ -172,7 +172,7 @@ class FeatureAttributor(GradientAttributor):
             arrays = store.keep(
                 "projections", lambda: _sides(self._projections(model, seed, tokens))
             )
-            features = PoolFeatures(checkpoint, seed, store, arrays)
+            features = PoolFeatures(checkpoint, seed, store, arrays, self._known(number, store))
             model.projections = features.projections(model.device)
             missing = np.intersect1d(store.missing(), rows)
             if len(missing):
@@ -182,6 +182,11 @@ class FeatureAttributor(GradientAttributor):
             if not len(store.missing()):
                 arrays.update(self._learn(store, model, tokens))
         return features
+
+    def _known(self, number: int, store: GradientStore) -> dict[tuple[bytes, int], torch.Tensor]:
+        """Targets' features that the last fit left, where they are the same now."""
+        earlier = getattr(self, "features_", [])[number : number + 1]
+        return earlier[0].known if earlier and earlier[0].store.about == store.about else {}
 
     def _about_features(
         self, opened: OpenedLM, pool: Sequence[Example], seed: str

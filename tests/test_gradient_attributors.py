@@ -1,5 +1,6 @@
 """Gradient methods against their formulas, written out with plain autograd on small models."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -495,17 +496,42 @@ def test_methods_share_one_loaded_model(llama, tmp_path):
     assert open_lm(llama, "cpu").model is not first.model
 
 
-def test_methods_with_the_same_features_share_a_folder_others_do_not(llama, tmp_path):
-    GradDotAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
-    GradCosAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
-    LoGraAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL)
-    for other in ({"projection": "pca"}, {"parameters": "biases"}):
-        with pytest.raises(InputError, match="None in the folder|is .* in the folder"):
-            LoGraAttributor(llama, projection_rank=4, store=tmp_path, **other).fit(POOL)
-    with pytest.raises(InputError, match="projection_rank is 4 in the folder, 5 now"):
-        GradDotAttributor(llama, projection_rank=5, store=tmp_path).fit(POOL)
-    with pytest.raises(InputError, match="examples is .* in the folder"):
-        GradDotAttributor(llama, projection_rank=4, store=tmp_path).fit(POOL[::-1])
+def test_methods_share_features_that_are_the_same_and_no_others(llama, tmp_path):
+    def made(method, pool=POOL, **settings):
+        method(llama, **{"projection_rank": 4, "store": tmp_path} | settings).fit(pool)
+        return len(list(tmp_path.iterdir()))
+
+    for method in (GradDotAttributor, GradCosAttributor, TracInAttributor, LoGraAttributor):
+        assert made(method) == 1
+    assert made(LoGraAttributor, projection="pca") == 2
+    assert made(LoGraAttributor, parameters="biases") == 3
+    assert made(GradDotAttributor, projection_rank=5) == 4
+    assert made(GradDotAttributor, POOL[::-1]) == 5
+    assert made(GradDotAttributor, store_dtype="float16") == 6
+    assert made(TRAKAttributor) == 7
+    assert made(GradDotAttributor) == 7
+
+
+def test_a_saved_method_finds_its_model_and_its_features_from_anywhere(
+    llama, tmp_path, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("lm").symlink_to(llama)
+    found = TracInAttributor("lm", checkpoints=["lm"], projection_rank=4, store="features")
+    found.fit(POOL).save("saved")
+    expected = found.score(TARGETS)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = Attributor.load(tmp_path / "saved")
+    np.testing.assert_array_equal(again.score(TARGETS), expected)
+    shutil.rmtree(tmp_path / "features")
+    with pytest.raises(InputError, match="not in .*features.* any more; fit the method again"):
+        Attributor.load(tmp_path / "saved")
+
+
+def test_settings_are_checked_before_features_are_written(llama, tmp_path):
+    with pytest.raises(InputError, match="parameters is 'both'"):
+        LoGraAttributor(llama, parameters="both", store=tmp_path).store_features(POOL, [0])
 
 
 @pytest.mark.parametrize(

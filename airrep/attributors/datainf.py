@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from airrep.attributors.gradient import Arrays, FeatureAttributor, PoolFeatures, Tokens
-from airrep.examples import Example, InputError
+from airrep.examples import InputError
 from airrep.gradients.per_example import GradientModel
 from airrep.gradients.projections import projected_shapes
 from airrep.gradients.store import GradientStore
@@ -29,12 +29,11 @@ class DataInfAttributor(FeatureAttributor):
     _: KW_ONLY
     damping: float = 0.1
 
-    def _fit(self, pool: Sequence[Example]) -> None:
+    def _check(self) -> None:
         if self.damping <= 0:
             raise InputError(
                 f"damping is {self.damping}; give a share of the mean squared gradient above 0."
             )
-        super()._fit(pool)
 
     def _learn(self, store: GradientStore, model: GradientModel, pool: Tokens) -> Arrays:
         shapes = projected_shapes(model.shapes, self.projection_rank).values()

@@ -86,9 +86,10 @@ class FeatureAttributor(GradientAttributor):
     """A method whose scores are products of features.
 
     `projection_rank`: to how many numbers each side of a layer's gradient is projected (None: not
-    at all, for small models). `seed`: of the projections. `store`: a folder for the pool's
-    features, which then are not in what `save` writes; a stopped `fit` goes on from it.
-    `store_dtype`: float32, float16, bfloat16 or int8.
+    at all, for small models). `seed`: of the projections. `store`: a folder for pools' features,
+    each in a folder of its own by what it depends on, so that methods with the same features share
+    it. They then are not in what `save` writes; a stopped `fit` goes on from them. `store_dtype`:
+    float32, float16, bfloat16 or int8.
     """
 
     _: KW_ONLY
@@ -98,6 +99,9 @@ class FeatureAttributor(GradientAttributor):
     store_dtype: str = "float32"
 
     # What a method says
+
+    def _check(self) -> None:
+        """Raises InputError for settings that features cannot be made by."""
 
     def _draws(self) -> list[tuple[str | Path, str]]:
         """The checkpoints, and seeds of projections, that scores are summed over."""
@@ -149,10 +153,12 @@ class FeatureAttributor(GradientAttributor):
         """
         if self.store is None:
             raise InputError("store_features needs a folder; give one as `store`.")
+        self._check()
         for number in range(len(self._draws())):
             self._make_features(number, pool, rows)
 
     def _fit(self, pool: Sequence[Example]) -> None:
+        self._check()
         rows = range(len(pool))
         self.features_ = [
             self._make_features(number, pool, rows) for number in range(len(self._weights()))
@@ -168,7 +174,8 @@ class FeatureAttributor(GradientAttributor):
         with self._gradient_model(opened) as model:
             width = self._width(projected_shapes(model.shapes, self.projection_rank))
             about = self._about_features(opened, pool, seed)
-            store = GradientStore(len(pool), width, about, self._folder(number), self.store_dtype)
+            folder = self._folder(len(pool), width, about)
+            store = GradientStore(len(pool), width, about, folder, self.store_dtype)
             arrays = store.keep(
                 "projections", lambda: _sides(self._projections(model, seed, tokens))
             )
@@ -232,7 +239,10 @@ class FeatureAttributor(GradientAttributor):
                 make = self._maker(model, pool.seed)
                 for rows, gradients in self._gradients(model, list(asked.values())):
                     features = make(gradients.layers).float().cpu()
-                    found |= zip([new[row] for row in rows], features, strict=True)
+                    # Each for itself, so that one that is not kept takes no memory.
+                    found |= {
+                        new[row]: one.clone() for row, one in zip(rows, features, strict=True)
+                    }
             room = KNOWN_BYTES // (4 * pool.store.width) - len(pool.known)
             pool.known |= {key: found[key] for key in new[: max(0, room)]}
         return torch.stack([found[key] for key in keys]).to(pick_device(self.device))
@@ -253,8 +263,12 @@ class FeatureAttributor(GradientAttributor):
         for rows in self._batches(chosen, "statistics"):
             yield [chosen[row] for row in rows]
 
-    def _folder(self, number: int) -> Path | None:
-        return None if self.store is None else Path(self.store) / f"features-{number}"
+    def _folder(self, rows: int, width: int, about: Mapping[str, Any]) -> Path | None:
+        """Where features are, named by all that decides them."""
+        if self.store is None:
+            return None
+        inputs = json.dumps([rows, width, self.store_dtype, about], sort_keys=True, default=str)
+        return Path(self.store) / f"features-{sha256(inputs.encode()).hexdigest()[:16]}"
 
     # Saving
 
@@ -278,9 +292,17 @@ class FeatureAttributor(GradientAttributor):
             own = _below(state, str(number))
             rows, width = own.pop("shape").tolist()
             about = json.loads(unpack_text(own.pop("about"))[0])
-            folder, records = self._folder(number), own.pop("records", None)
+            folder, records = self._folder(rows, width, about), own.pop("records", None)
+            if folder is not None and not folder.is_dir():
+                raise InputError(
+                    f"The features of the pool are not in {folder} any more; fit the method again."
+                )
             store = GradientStore(rows, width, about, folder, self.store_dtype, records)
             self.features_.append(PoolFeatures(checkpoint, seed, store, own))
+
+    def _saved_params(self) -> dict[str, Any]:
+        kept = {} if self.store is None else {"store": str(Path(self.store).absolute())}
+        return super()._saved_params() | kept
 
     @property
     def bytes_per_example(self) -> int:

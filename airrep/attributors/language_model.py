@@ -94,7 +94,15 @@ class LanguageModelAttributor(Attributor):
         # Paths become text; the device belongs to the machine that loads it.
         params = json.loads(json.dumps(self.params(), default=str))
         del params["device"]
+        params["lm"] = _found_anywhere(params["lm"])
+        if params.get("checkpoints") is not None:
+            params["checkpoints"] = list(map(_found_anywhere, params["checkpoints"]))
         return params
+
+
+def _found_anywhere(source: str) -> str:
+    """A model's folder or file by its whole path; a name as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def open_lm(source: str | Path, device: str) -> OpenedLM:

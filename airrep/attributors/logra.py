@@ -1,6 +1,6 @@
 """LoGra: influence in the space of low-rank projections of every layer's gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from airrep.attributors.gradient import (
 )
 from airrep.attributors.language_model import OpenedLM
 from airrep.choices import check_choice
-from airrep.examples import Example, InputError
+from airrep.examples import InputError
 from airrep.gradients.covariances import token_covariances
 from airrep.gradients.curvature import FisherBlocks, KFACBlocks, inverse_norms, lengths
 from airrep.gradients.layer_gradient import LayerGradient, wide
@@ -66,7 +66,7 @@ class LoGraAttributor(FeatureAttributor):
     def views(self) -> int:
         return self.groups
 
-    def _fit(self, pool: Sequence[Example]) -> None:
+    def _check(self) -> None:
         check_choice("projection", self.projection, PROJECTIONS)
         check_choice("curvature", self.curvature, CURVATURES)
         check_choice("normalise", self.normalise, NORMALISATIONS)
@@ -77,15 +77,16 @@ class LoGraAttributor(FeatureAttributor):
             raise InputError("projection 'pca' needs a projection_rank; give one, such as 16.")
         if self.groups < 1:
             raise InputError(f"groups is {self.groups}; give at least 1.")
-        super()._fit(pool)
 
     def _gradient_model(self, opened: OpenedLM) -> GradientModel:
         layers = linear_layers(opened.model, self.layers).values()
         if self.parameters == "biases" and any(isinstance(one, nn.Embedding) for one in layers):
             raise InputError("An input embedding has no biases; leave it out of the layers.")
-        if self.groups > len(layers):
-            raise InputError(f"groups is {self.groups}, of {len(layers)} layers; give fewer.")
-        return super()._gradient_model(opened)
+        model = super()._gradient_model(opened)
+        if self.groups > len(model.shapes):  # layers that share a weight are one
+            model.close()
+            raise InputError(f"groups is {self.groups}, of {len(model.shapes)} layers; give fewer.")
+        return model
 
     def _about(self, opened: OpenedLM) -> dict[str, Any]:
         about: dict[str, Any] = {}  # with random projections of weights: Grad-Dot's features

@@ -55,9 +55,11 @@ class TRAKAttributor(FeatureAttributor):
         self._check_fitted()
         return [_kernel(one).effective_dimension() for one in self.features_]
 
-    def _fit(self, pool: Sequence[Example]) -> None:
+    def _check(self) -> None:
         if self.projections < 1:
             raise InputError(f"projections is {self.projections}; give at least 1.")
+
+    def _fit(self, pool: Sequence[Example]) -> None:
         super()._fit(pool)
         largest = max(_kernel(one).effective_dimension() for one in self.features_)
         if self.width < ENOUGH * largest:

@@ -5,7 +5,7 @@ A method that is not here has nothing to tune. The values are around those in us
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -80,7 +80,7 @@ GRIDS: dict[str, Grid] = {
     "response_tfidf": _TFIDF,
     "influence": _HEAD,
     "rescaled_influence": _HEAD,
-    "newton_step": _HEAD,
+    "newton_step": replace(_HEAD, pooling=("step", "attention")),
     "repsim": Grid(fit={"position": ("last", "mean")}, pooling=POOLINGS),
     "grad_dot": _EXACT,
     "grad_cos": _EXACT,

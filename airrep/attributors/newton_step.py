@@ -1,24 +1,31 @@
 """Newton step through the last layer: a subset is scored as a whole, not as a sum."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from airrep.attributor import check_subsets
+from airrep.attributor import POOLINGS, check_subsets
 from airrep.attributors.rescaled_influence import RescaledInfluenceAttributor
 from airrep.examples import Example
 
 
+@dataclass(eq=False, repr=False)
 class NewtonStepAttributor(RescaledInfluenceAttributor):
     """Single examples score as in `RescaledInfluenceAttributor`, subsets by their own Newton step.
 
     The score of a subset is the nats that a target's loss under one Newton step from the pool's
     head to the subset's lies below its loss under the pool's head (mostly negative: less data). It
-    is not additive; `pooling="attention"` pools single scores as with any method.
+    is not additive: that is the pooling "step"; "sum" and "attention" pool single scores as with
+    any method.
     """
 
     name = "newton_step"
+    poolings = ("step", *POOLINGS)
+
+    _: KW_ONLY
+    pooling: str = "step"
 
     def score_subsets(
         self,
@@ -27,7 +34,7 @@ class NewtonStepAttributor(RescaledInfluenceAttributor):
         scores: np.ndarray | None = None,
     ) -> np.ndarray:
         """Scores (targets, subsets), float32; see the class."""
-        if self.pooling != "sum":
+        if self.pooling != "step":
             return super().score_subsets(targets, subsets, scores)
         self._check_fitted()
         rows = check_subsets(subsets, self.pool_size_)

@@ -210,6 +210,7 @@ def _run(command: str, values: dict[str, Any]) -> int:
     """The exit status: 1 when the answer to the command's question is no, otherwise 0."""
     from airrep.config import RunConfig, check_run
     from airrep.examples import InputError
+    from airrep.run_methods import check_methods_params
 
     values.pop("config", None)
     if command in _QUERIES:
@@ -223,6 +224,7 @@ def _run(command: str, values: dict[str, Any]) -> int:
     config = RunConfig(**values)
     # First of all: a wrong setting of a late stage must not be found after hours of an early one.
     check_run(config, computes=command not in ("subsets", "report"))
+    check_methods_params(config)
     result = resolve_name(_STAGES[command][0])(config, **extra)
     if isinstance(result, Path):
         print(result)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from airrep.attributor import Attributor
-from airrep.attributors import make_attributor, method_class
+from airrep.attributors import check_params, make_attributor, method_class
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError, fingerprint_examples
@@ -68,6 +68,14 @@ def method_arguments(
             made = make_methods({name: found[name]})[name]
             check_same(folder, name, made, fingerprint_models({name: found[name]}))
     return found
+
+
+def check_methods_params(config: RunConfig) -> None:
+    """Raises InputError for parameters in `evaluate.params` that a method does not take, and for
+    members that cannot be; opens nothing."""
+    every = _with_members(config, list({*config.evaluate.methods, *config.evaluate.params}))
+    for name, own in every:
+        check_params(name, _own(own, name))
 
 
 def check_trained(config: RunConfig, names: Sequence[str]) -> None:

@@ -197,6 +197,8 @@ def tune(config: RunConfig, methods: str | None = None, trials: int = 12) -> boo
         names = [name for name in config.evaluate.methods if name in (*GRIDS, ENSEMBLE)]
     else:
         names = methods.split(",")
+    if not names:
+        raise InputError("No method of evaluate.methods can be tuned; name some with --methods.")
     check_methods(names)
     _warm_up(config, names)
     found: dict[str, Any] = {}

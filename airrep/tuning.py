@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from airrep.attributor import Attributor
@@ -43,6 +44,8 @@ FILE = "tuned.json"
 METHOD_KEYS = {"identity", "budget", "chosen", "trials"}
 # These change how fast a method is, or where it writes, not its scores.
 WITHOUT_EFFECT = {"device", "batch_size", "batch_tokens", "show_progress", "store"}
+# What ends a trial and not the tuning: it does not go with this model or machine, or at all.
+CANNOT_RUN = (InputError, ImportError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Trials:
                     worker.fit(self.pool)
                 if score != scored:
                     scores = worker.score(self.targets)
-            except (InputError, ImportError) as error:  # does not go with this model, or at all
+            except CANNOT_RUN as error:
                 fitted = scored = ""
                 yield {"params": params, "error": str(error)}
                 continue
@@ -115,7 +118,7 @@ class Trials:
         try:
             ensemble.fit(self.pool)
             given = ensemble.member_subset_scores(self.targets, self.labels.subsets)
-        except (InputError, ImportError) as error:
+        except CANNOT_RUN as error:
             return {"params": {}, "error": str(error)}
         ensemble.weights_ = fit_weights(list(map(standardise, *given)), self.labels.losses)
         judged = self._judge(ensemble, ensemble.score(self.targets))

@@ -153,15 +153,15 @@ class _Training:
         self.blocks = find_blocks(model) or nn.ModuleList()
         self.whole = list(self.blocks)
         template = lm_template(self.tokenizer, recipe.template)
+        if examples is not None:
+            rows = np.sort(np.random.default_rng(config.seed).permutation(len(pool))[:examples])
+            pool = [pool[row] for row in rows]
         tokens = tokenize_examples(pool, self.tokenizer, template, recipe.max_length)
         engine = pick_engine(config.engine.name, recipe, torch.device(device))
         # One model is to be trained: a stack of models has nothing to offer.
         engine = "eager" if engine == "batched" else engine
         self.tuner = FineTuner(model, tokens, [], recipe, show_progress, config.seed, engine)
-        rows = np.arange(len(pool))
-        if examples is not None:
-            rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:examples])
-        self.plan = batches(rows, recipe, np.random.default_rng([config.seed, 0]))
+        self.plan = batches(np.arange(len(pool)), recipe, np.random.default_rng([config.seed, 0]))
         self.losses: list[float] = []
 
     def run(self, checkpoints: int) -> list[dict[str, Any]]:

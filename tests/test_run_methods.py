@@ -1,6 +1,7 @@
 """The methods of a run: what they get from its folder, tuning, distillation and ensembles."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from airrep import stages
 from airrep.attributors import make_attributor
 from airrep.attributors.kernels import KERNELS
+from airrep.cli import main
 from airrep.config import (
     DataConfig,
     DistilConfig,
@@ -24,6 +26,7 @@ from airrep.examples import Example, InputError, write_examples
 from airrep.label_stages import make_labels, warm_up
 from airrep.reading import read_examples
 from airrep.run_methods import (
+    check_methods_params,
     fingerprint_models,
     members_first,
     method_arguments,
@@ -163,6 +166,8 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     stages.train(config)  # finished: nothing is computed again
     assert (folder / "distilled" / "teacher.npy").stat().st_mtime_ns == before
 
+    with pytest.raises(InputError, match="No method of evaluate.methods can be tuned"):
+        stages.tune(replace(config, evaluate=EvaluateConfig(methods=["random"])))
     assert stages.tune(config, trials=2)
     tuned = json.loads((folder / "tuned.json").read_text())
     assert list(tuned["methods"]) == ["tfidf", "logra", "tracin", "kernels", "ensemble"]
@@ -286,6 +291,27 @@ def test_members_that_cannot_be(config: RunConfig, members: list[str], message: 
     wrong = replace(config, evaluate=replace(config.evaluate, params=params))
     with pytest.raises(InputError, match=message):
         method_arguments(wrong, ["ensemble"])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"logra": {"dampign": 0.1}}, "'logra': got an unexpected keyword argument 'dampign'"),
+        ({"logra": {"damping": "much"}}, "got damping 'much'; it takes float"),
+        ({"kernels": {"members": [{"logra": {"rank": 4}}]}}, "unexpected keyword argument 'rank'"),
+        ({"kernels": {"members": ["airrep"]}}, "has seen the labels that kernels learns"),
+        ({"ensemble": {"weights": [1]}}, "name methods"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_is_made(
+    params: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_methods_params(RunConfig("out", evaluate=EvaluateConfig(params=params)))
+    given = ["--output", str(tmp_path / "run"), "--evaluate.params", json.dumps(params)]
+    assert main(["subsets", *given]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_teachers_that_cannot_be(config: RunConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,14 +264,15 @@ def test_another_model_behind_a_method_runs_that_method_again(tmp_path: Path) ->
     assert without_seconds(second) == without_seconds(first)
 
 
+@pytest.mark.parametrize("error", [NotApplicableError, torch.OutOfMemoryError])
 def test_trials_that_cannot_run_are_recorded_and_passed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, broken = Staged._fit, {1, 2}
 
     def some(self: Staged, pool: Sequence[Example]) -> None:
         if self.width in broken:
-            raise NotApplicableError(f"width {self.width} does not go")
+            raise error(f"width {self.width} does not go")
         fit(self, pool)
 
     monkeypatch.setattr(Staged, "_fit", some)

@@ -57,19 +57,20 @@ def make_attributor(name: str, **params: Any) -> Attributor:
     Raises InputError for an unknown name (with the nearest known one) and for parameters the
     method does not take or still needs.
     """
+    check_params(name, params, partial=False)
+    return method_class(name)(**params)
+
+
+def check_params(name: str, params: Mapping[str, Any], partial: bool = True) -> None:
+    """Raises InputError for parameters that a method does not take, and for what is no number,
+    text or null where it takes only such; unless `partial`, also for those that it still needs."""
     method = method_class(name)
     signature = inspect.signature(method)
     try:
-        signature.bind(**params)
+        signature.bind_partial(**params) if partial else signature.bind(**params)
     except TypeError as error:
         takes = ", ".join(signature.parameters) or "no parameters"
         raise InputError(f"The method {name!r}: {error}; it takes {takes}.") from error
-    _check_types(name, method, params)
-    return method(**params)
-
-
-def _check_types(name: str, method: type[Attributor], params: Mapping[str, Any]) -> None:
-    """Raises InputError for what is no number, text or null where a parameter takes only such."""
     for key, value in params.items():
         hint = _type_hint(method.__init__, key)
         kinds = set(get_args(hint) or (hint,))

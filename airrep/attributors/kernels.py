@@ -207,11 +207,11 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     def _blocks(self, targets: Sequence[Example]) -> Iterator[tuple[PlacedTexts, list[np.ndarray]]]:
         """Targets as `_kernels` takes them, with the members' scores, few enough at once."""
         texts = self._place_texts(self._read(targets, self.encoder_.tokenize(targets)))
-        scores = [one for member in self.members_ for one in member.score_views(targets)]
         size = max(1, PRODUCTS_AT_ONCE // len(self.pool_.text))
         for start in range(0, len(targets), size):
             block = slice(start, start + size)
-            yield texts.part(block), [one[block] for one in scores]
+            scores = [one for member in self.members_ for one in member.score_views(targets[block])]
+            yield texts.part(block), scores
 
     def _kernels(self, targets: PlacedTexts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Every kernel (T, N) float32, in an order that stays."""

@@ -27,7 +27,7 @@ from airrep.metrics import (
     sign_test,
 )
 
-LEARNED = "airrep"  # the method the others are baselines of
+LEARNED = "airrep"  # the method the others are baselines of, if it ran
 GIVEN = "given"  # scores of an outside tool: reading them says nothing of what they cost
 NOTICEABLE = 1.2  # rates closer than this factor may be one rate, measured twice
 RECALL_AT = (1, 5, 10, 50)
@@ -89,6 +89,7 @@ def method_row(
         "name": run.name,
         "method": run.attributor.name,
         "oracle": run.attributor.oracle,
+        "learns": run.attributor.learns,
         "pooling": run.attributor.pooling,
         "lds": lds,
         "ci95": list(interval(drawn["both"])),
@@ -158,11 +159,14 @@ def preparation(
 
 
 def comparison_rows(runs: Sequence[MethodRun], drawn: np.ndarray) -> dict[str, Any]:
-    """The learned method against each other one, and against the best, by paired resamples.
+    """The learned method against each other one, and against the best that learns no labels, by
+    paired resamples: AirRep, or where it did not run the first that learns.
 
     `drawn` (methods, draws) holds the LDS of every run in the shared resamples.
     """
-    learned = next((row for row, run in enumerate(runs) if run.attributor.name == LEARNED), None)
+    learning = [row for row, run in enumerate(runs) if run.attributor.learns]
+    named = [row for row in learning if runs[row].attributor.name == LEARNED]
+    learned = next(iter([*named, *learning]), None)
     if learned is None:
         return {"comparison": None, "comparison_without_oracles": None, "differences": []}
 

@@ -83,7 +83,18 @@ def verdict(results: Mapping[str, Any]) -> dict[str, str]:
     numbers = _numbers(results, overall, plain)
     return {
         "title": _title(overall, plain),
-        "lead": f"{_scene(results)} {numbers} {ceiling(results)} {_learning(results, overall)}",
+        "lead": " ".join(
+            filter(
+                None,
+                [
+                    _scene(results),
+                    numbers,
+                    _better_learned(results, overall),
+                    ceiling(results),
+                    _learning(results, overall),
+                ],
+            )
+        ),
     }
 
 
@@ -176,6 +187,21 @@ def _against(by_name: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     return (
         f"{label(best['name'])}{oracle} reaches {best['lds']:.2f}: a difference of "
         f"{comparison['difference']:+.2f} (95% interval {low:+.2f} to {high:+.2f}){clear}."
+    )
+
+
+def _better_learned(results: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
+    """What else learned from the labels and is ahead, if anything."""
+    learned = [row for row in results["methods"] if row.get("learns")]
+    best = max(learned, key=lambda row: row["lds"], default={"name": overall["method"]})
+    if best["name"] == overall["method"]:
+        return ""
+    found = next(one for one in results["differences"] if one["baseline"] == best["name"])
+    (low, high), behind = found["ci95"], -found["difference"]
+    clear = "" if high < 0 else ", so the two cannot be told apart here"
+    return (
+        f"{label(best['name'])}, which learned from the labels too, reaches {best['lds']:.2f}: "
+        f"{behind:+.2f} (95% interval {-high:+.2f} to {-low:+.2f}){clear}."
     )
 
 

@@ -9,8 +9,8 @@ the gradient methods. Without `--final` it says how good the encoders are on the
 that each held out, which is what variants are chosen by; with it the test labels are read: LDS of
 the encoders, of the gradient methods and of ensembles, whose weights are fitted on held-out
 training labels. 95% intervals are bootstrapped over targets and subsets. Everything made is kept
-in the folder `seeds` of the run, so a stopped benchmark goes on; delete it to start again. The
-methods' parameters are those that `airrep tune` chose, if it ran.
+in the folder `seeds` of the run, under its settings, so a stopped benchmark goes on; delete it to
+start again. The methods' parameters are those that `airrep tune` chose, if it ran.
 """
 
 import json
@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +44,16 @@ from airrep.metrics import Resamples, bootstrap_lds, interval, lds_per_target, r
 from airrep.pooling import membership, pool_scores
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.run_methods import make_methods, method_arguments, needs_warm_up
+from airrep.run_methods import (
+    fingerprint_models,
+    make_methods,
+    method_arguments,
+    needs_warm_up,
+)
 from airrep.train_settings import TrainSettings
 from airrep.trainer import train_encoder
-from airrep.weights import resolve_model
+from airrep.tuning import WITHOUT_EFFECT
+from airrep.weights import fingerprint_weights, resolve_model
 from data_builders.warm_up import warm_up
 
 
@@ -81,8 +88,10 @@ class Bench:
         _, self.tests = folder.read_labelled("test", test)
         self.labels, self.test_labels = train.read(), test.read()
         self.device = pick_device(config.device)
-        self.new_encoder = sharing_means(resolve_model(config.encoder))
+        base = resolve_model(config.encoder)
+        self.new_encoder, self.encoder_fingerprint = sharing_means(base), fingerprint_weights(base)
         self.made: dict[str, Attributor] = {}
+        self.files: dict[tuple[str, int], Path] = {}
         self.folder.mkdir(exist_ok=True)
 
     @cached_property
@@ -96,14 +105,19 @@ class Bench:
 
     def method(self, name: str, seed: int) -> np.ndarray:
         """A method's scores (training and test targets, pool); the seed is for what it learns."""
+        if (name, seed) not in self.files:
+            self.files[name, seed] = self._scored(name, seed)
+        return np.load(self.files[name, seed])
+
+    def _scored(self, name: str, seed: int) -> Path:
         learns = "labels" in signature(method_class(name)).parameters
-        key = f"{name}-{seed}" if learns else name
-        path = self.folder / f"{key}.npy"
+        config = replace(self.config, train=replace(self.config.train, seed=seed))
+        if needs_warm_up(config, [name]) and not self.warm_up.exists():
+            warm_up(config)
+        arguments = method_arguments(config, [name])
+        decides = [deciding(arguments[name]), fingerprint_models(arguments)]
+        path = self._path(f"{name}-{seed}" if learns else name, decides)
         if not path.exists():
-            config = replace(self.config, train=replace(self.config.train, seed=seed))
-            if needs_warm_up(config, [name]) and not self.warm_up.exists():
-                warm_up(config)
-            arguments = method_arguments(config, [name])
             attributor = self.made.setdefault(name, make_methods(arguments)[name])
             for given, value in arguments[name].items():  # of this seed; what it has read stays
                 setattr(attributor, given, value)
@@ -116,8 +130,8 @@ class Bench:
                 "score_seconds": time.perf_counter() - fitted,
                 "bytes_per_example": attributor.bytes_per_example,
             }
-            self._write(key, about, scores)
-        return np.load(path)
+            self._write(path, about, scores)
+        return path
 
     def pooled(self, name: str, seed: int, rows: slice | np.ndarray, labels: Labels) -> np.ndarray:
         """A method's standardised scores (rows of targets, subsets): by attention, if it can."""
@@ -126,10 +140,13 @@ class Bench:
 
     def encoder(self, variant: str, seed: int) -> tuple[dict[str, Any], np.ndarray]:
         """How the training went, and embeddings (pool, training and test targets)."""
-        name = f"{variant}-{seed}"
-        if not (self.folder / f"{name}.npy").exists():
+        settings = self.settings(variant, seed)
+        decides = [deciding(asdict(settings)), self.labels.fingerprint, self.encoder_fingerprint]
+        if VARIANTS[variant].distils:
+            decides.append([self.options.teacher, self.options.distil_steps])
+        path = self._path(f"{variant}-{seed}", decides)
+        if not path.exists():
             accelerator = Accelerator()
-            settings = self.settings(variant, seed)
             start = time.perf_counter()
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
@@ -164,9 +181,8 @@ class Bench:
                 "settings": asdict(settings),
             }
             embeddings = result.encoder.encode([*self.pool, *self.everyone]).numpy()
-            self._write(name, about, embeddings)
-        about = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        return about, np.load(self.folder / f"{name}.npy")
+            self._write(path, about, embeddings)
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), np.load(path)
 
     def learned(self, variant: str, seed: int) -> np.ndarray:
         """An encoder's scores (training and test targets, pool)."""
@@ -187,14 +203,27 @@ class Bench:
         """Weights of an encoder and of methods, fitted on what the encoder's training held out."""
         return fit_weights(*self.held_out(variant, seed, methods))
 
-    def _write(self, name: str, about: dict[str, Any], array: np.ndarray) -> None:
+    def _path(self, name: str, decides: Any) -> Path:
+        """The file of what is made by these settings."""
+        text = json.dumps(decides, sort_keys=True, default=str)
+        return self.folder / f"{name}-{sha256(text.encode()).hexdigest()[:8]}.npy"
+
+    def _write(self, path: Path, about: dict[str, Any], array: np.ndarray) -> None:
         write_json_atomic(
-            self.folder / f"{name}.json",
+            path.with_suffix(".json"),
             {**about, "versions": installed_versions(), "git_revision": git_revision()},
         )
-        unfinished = self.folder / f".{name}.npy"
+        unfinished = path.with_name(f".{path.name}")
         np.save(unfinished, array)
-        unfinished.rename(self.folder / f"{name}.npy")
+        unfinished.rename(path)
+
+
+def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that change what comes of them, of members too."""
+    kept = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
+    if "members" in kept:
+        kept["members"] = [[name, deciding(own)] for name, own in kept["members"]]
+    return kept
 
 
 def main() -> None:

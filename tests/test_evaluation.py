@@ -387,6 +387,37 @@ def test_without_a_learned_method_or_repeats_there_is_nothing_to_compare():
     assert len(BENCHMARK.repeats.numbers) > 1
 
 
+def learner(name: str, **given) -> Planted:
+    return type("Learner", (Planted,), {"name": name, "learns": True})(BENCHMARK.truth, **given)
+
+
+def test_whatever_learned_is_compared_where_airrep_did_not_run():
+    methods = {"random": make_attributor("random"), "kernels": learner("kernels")}
+    results, _ = run(methods)
+    assert results["comparison"]["method"] == "kernels"
+    assert results["comparison"]["best_baseline"] == "random"
+    assert [row["learns"] for row in results["methods"]] == [False, True]
+    assert verdict(results)["title"].startswith("Kernels beats every baseline")
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+def test_a_learned_method_ahead_of_airrep_is_named(noise):
+    methods = {
+        "kernels": learner("kernels", noise=noise),
+        "airrep": learner("airrep", noise=2.0),
+        "random": make_attributor("random"),
+    }
+    results, _ = run(methods)
+    assert results["comparison"]["method"] == "airrep"
+    assert verdict(results)["title"].startswith("AirRep beats every baseline")
+    ahead = row(results, "kernels")["lds"] - row(results, "airrep")["lds"]
+    assert (ahead > 0) == (noise == 0)
+    said = (
+        f"Kernels, which learned from the labels too, reaches {row(results, 'kernels')['lds']:.2f}"
+    )
+    assert (f"{said}: {ahead:+.2f} (95% interval +" in verdict(results)["lead"]) == (ahead > 0)
+
+
 def test_one_repeated_subset_gives_no_ceiling():
     repeats = BENCHMARK.repeats
     one = replace(

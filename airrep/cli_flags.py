@@ -53,7 +53,7 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "by": {
             "default": None,
-            "help": "a choice for each target, for each task (cheaper), or for all",
+            "help": "target, task or all: a choice for each target, each task (cheaper), or one",
         },
         "seeds": {
             "type": int,

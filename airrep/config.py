@@ -137,9 +137,9 @@ class EvaluateConfig:
     Args:
         methods: attribution methods: airrep, embedding, response_embedding, bm25, tfidf,
             response_tfidf, same_task, random, grad_dot, grad_cos, tracin, logra, trak, ekfac,
-            datainf, less, repsim, influence, rescaled_influence, newton_step, ensemble.
+            datainf, less, repsim, influence, rescaled_influence, newton_step, kernels, ensemble.
         params: parameters of methods by name, such as {logra: {projection_rank: 8, layers: mlp}};
-            they go before those that `airrep tune` chose.
+            they take precedence over those that `airrep tune` chose, and are not tuned.
         scores: scores of outside tools, name: .npy or .safetensors file; see docs/files.md.
         draws: bootstrap resamples of the intervals.
     """

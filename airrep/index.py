@@ -130,7 +130,7 @@ class EmbeddingIndex:
     def build_lists(self, lists: int | None = None) -> None:
         """Prepares `search_lists`: clusters the pool into `lists` (default: its square root).
 
-        Needs faiss (`pip install airrep[index]`). Writes a second copy of the embeddings.
+        Needs faiss (`pip install faiss-cpu`). Writes a second copy of the embeddings.
         """
         build_lists(self.folder / LISTS, self.embeddings, lists)
 

@@ -132,7 +132,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise InputError(
-            "Approximate search needs faiss; run `pip install airrep[index]`."
-        ) from None
+        raise InputError("Approximate search needs faiss; run `pip install faiss-cpu`.") from None
     return faiss

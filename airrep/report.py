@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-NEEDS = "The page needs {}; run `pip install airrep[report]`."
+NEEDS = "The page needs {}; run `pip install jinja2 plotly`."
 
 
 def write_report(
@@ -43,7 +43,7 @@ def write_report(
     predicted against measured losses. Under "learning_curve", "interventions" and "verification"
     the results may hold the points of learning_curve.json, and what the other two files hold.
     Numbers that the results lack are left out. Needs jinja2 and plotly
-    (`pip install airrep[report]`). Raises InputError where they are not there, and when the
+    (`pip install jinja2 plotly`). Raises InputError where they are not there, and when the
     parts do not belong together.
     """
     _check(results, pool, targets, labels, scores, per_target)

@@ -186,7 +186,7 @@ def _cluster(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise InputError("--ray needs Ray; install it: pip install airrep[cluster]") from None
+        raise InputError("--ray needs Ray; install it: pip install 'ray[default]'") from None
     try:
         if address not in ("auto", "local"):
             host, _, port = address.rpartition(":")

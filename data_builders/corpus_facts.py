@@ -268,7 +268,7 @@ def _package(name: str) -> Any:
 def _absent(package: str) -> InputError:
     return InputError(
         f"the demo corpus needs the package {package}, which is not installed here; "
-        "run `pip install airrep[demo]`"
+        f"run `pip install {package}`"
     )
 
 

@@ -26,7 +26,7 @@ from tests.test_finetune import RECIPE, tokens
 from tests.test_labels import PLAN
 from tests.tiny_lm import save_tiny_lm, tiny_tokenizer
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install airrep[cluster]")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[default]'")
 SEED = 3
 
 
@@ -251,7 +251,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, lm: Path, address: str) -> 
 
 def test_without_ray(tmp_path: Path, lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"--ray needs Ray; .*pip install airrep\[cluster\]"):
+    with pytest.raises(InputError, match=r"--ray needs Ray; .*pip install 'ray\[default\]'"):
         on_ray(new_job(tmp_path / "store", lm), None, lm, "auto")
 
 

@@ -354,7 +354,7 @@ def test_methods_that_cannot_run_here_are_skipped_with_their_reason(monkeypatch)
     nameless = [replace(target, task=None) for target in BENCHMARK.targets]
     results, scores = run(benchmark=replace(BENCHMARK, targets=nameless))
     reasons = {one["name"]: one["reason"] for one in results["skipped"]}
-    assert reasons["tfidf"] == "tfidf needs scikit-learn; run `pip install airrep[baselines]`."
+    assert reasons["tfidf"] == "tfidf needs scikit-learn; run `pip install scikit-learn`."
     assert "24 of 24 targets have none" in reasons["same_task"]
     assert list(scores) == ["airrep", "random"]
     assert row(results, "airrep")["per_task"] == {}

@@ -445,5 +445,5 @@ def test_without_faiss_the_way_to_install_it_is_said(
 
     monkeypatch.setattr(builtins, "__import__", without_faiss)
     for use in (index.build_lists, lambda: index.search_lists(np.ones((1, DIMENSION)), 1)):
-        with pytest.raises(InputError, match=r"needs faiss; run `pip install airrep\[index\]`"):
+        with pytest.raises(InputError, match=r"needs faiss; run `pip install faiss-cpu`"):
             use()

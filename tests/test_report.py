@@ -527,7 +527,7 @@ def test_parts_that_do_not_belong_together_are_named(results, tmp_path):
 @pytest.mark.parametrize(("module", "name"), [("jinja2", "jinja2"), ("plotly.offline", "plotly")])
 def test_a_package_that_is_missing_is_named(results, tmp_path, monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"needs {name}; run `pip install airrep\[report\]`"):
+    with pytest.raises(InputError, match=rf"needs {name}; run `pip install jinja2 plotly`"):
         write(tmp_path / "index.html", *results)
 
 

@@ -15,7 +15,7 @@ from airrep.examples import Example, encoder_text
 class BM25Attributor(Attributor):
     """BM25 of the pool example's text for the words of the target's text (Lucene variant).
 
-    Needs `bm25s` (`pip install airrep[baselines]`).
+    Needs `bm25s` (`pip install bm25s`).
     """
 
     name = "bm25"
@@ -77,5 +77,5 @@ def _bm25s() -> ModuleType:
     try:
         import bm25s
     except ImportError:
-        raise NotApplicableError("bm25 needs bm25s; run `pip install airrep[baselines]`.") from None
+        raise NotApplicableError("bm25 needs bm25s; run `pip install bm25s`.") from None
     return bm25s

@@ -13,7 +13,7 @@ from airrep.examples import Example, encoder_text
 class TfidfAttributor(Attributor):
     """Cosine of TF-IDF vectors whose vocabulary and rarities come from the pool.
 
-    Needs scikit-learn (`pip install airrep[baselines]`).
+    Needs scikit-learn (`pip install scikit-learn`).
     """
 
     name = "tfidf"
@@ -55,7 +55,7 @@ class TfidfAttributor(Attributor):
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError:
             raise NotApplicableError(
-                f"{self.name} needs scikit-learn; run `pip install airrep[baselines]`."
+                f"{self.name} needs scikit-learn; run `pip install scikit-learn`."
             ) from None
         return TfidfVectorizer(
             token_pattern=WORD_PATTERN,

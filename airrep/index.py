@@ -25,8 +25,7 @@ from airrep.index_files import (
     write_texts,
 )
 from airrep.index_search import best_rows, build_lists, search_lists
-from airrep.label_files import folder_lock
-from airrep.provenance import installed_versions, write_json_atomic
+from airrep.provenance import folder_lock, installed_versions, write_json_atomic
 
 if TYPE_CHECKING:
     from airrep.encoder import AirRepEncoder

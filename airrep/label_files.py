@@ -1,7 +1,6 @@
 """The binary files of a label store: the plan, shards of losses, and imported arrays."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import re
@@ -171,14 +170,6 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({error.strerror}); give a folder you may write to."
             ) from error
         raise
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of it when the process dies."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _flat_plan(subsets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,6 @@ from airrep.label_files import (
     Shard,
     clear_disk_errors,
     fingerprint_plan,
-    folder_lock,
     is_whole,
     parse_shard_name,
     plan_bytes,
@@ -35,7 +34,7 @@ from airrep.label_files import (
     shard_name,
 )
 from airrep.label_manifest import check_same, read_manifest, refuse_losses, write_manifest
-from airrep.provenance import remove_leftovers, write_bytes_atomic
+from airrep.provenance import folder_lock, remove_leftovers, write_bytes_atomic
 
 __all__ = ["LabelStore", "Labels", "fingerprint_plan", "import_npz"]
 

@@ -1,5 +1,6 @@
 """Where results come from (versions, git revision), and files that are whole or not there."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -71,6 +72,14 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of it when the process dies."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -4,7 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -56,6 +59,28 @@ def test_products_are_those_of_all_rows_in_blocks(folder, monkeypatch):
     queries = features_of(np.array([20, 21]))
     expected = queries @ features_of(np.arange(11)).T
     np.testing.assert_allclose(store.products(queries)[0], expected.numpy(), rtol=1e-6, atol=1e-6)
+    first, second = store.products(queries, [2, 4])
+    np.testing.assert_allclose(first + second, expected.numpy(), rtol=1e-6, atol=1e-6)
+    alone = queries[:, :2] @ features_of(np.arange(11))[:, :2].T
+    np.testing.assert_allclose(first, alone.numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_of_several_that_start_at_once_one_makes_what_is_kept(tmp_path):
+    store, together, made = GradientStore(2, 6, ABOUT, tmp_path / "store"), Barrier(2), []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(len(made))
+        time.sleep(0.2)
+        return {"projections": np.full(3, made[-1])}
+
+    def keep(_: int) -> np.ndarray:
+        together.wait()
+        return store.keep("projections", make)["projections"]
+
+    with ThreadPoolExecutor(2) as workers:
+        first, second = workers.map(keep, range(2))
+    np.testing.assert_array_equal(first, second)
+    assert made == [0]
 
 
 def test_reading_an_unfinished_store_is_an_error(folder):

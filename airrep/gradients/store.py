@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save
 
 from airrep.choices import check_choice
 from airrep.examples import InputError
-from airrep.provenance import fsync, write_bytes_atomic, write_json_atomic
+from airrep.provenance import folder_lock, fsync, write_bytes_atomic, write_json_atomic
 
 FORMAT = 1
 HEADER = 8  # bytes of a record before its numbers
@@ -80,10 +80,11 @@ class GradientStore:
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
-            # safetensors takes the bytes as they lie.
-            arrays = {key: np.ascontiguousarray(array) for key, array in make().items()}
-            write_bytes_atomic(path, save(arrays))
+        with folder_lock(self.folder):  # of several processes one makes them
+            if not path.is_file():
+                # safetensors takes the bytes as they lie.
+                arrays = {key: np.ascontiguousarray(array) for key, array in make().items()}
+                write_bytes_atomic(path, save(arrays))
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:

@@ -73,22 +73,18 @@ class Attributor(ABC):
 
         Raises InputError before `fit`, for no targets, and for scores that are not finite.
         """
-        self._check_targets(targets)
-        return self._checked(np.asarray(self._score(targets))[None], targets)[0]
-
-    def score_views(self, targets: Sequence[Example]) -> np.ndarray:
-        """Scores (views, targets, pool), float32, by what the method looks at: `views` of them.
-
-        `score` is their mean; what learns from labels (kernels) can weigh each by itself. Raises
-        what `score` does.
-        """
-        self._check_targets(targets)
-        return self._checked(self._score_views(targets), targets)
-
-    @property
-    def views(self) -> int:
-        """How many views `score_views` has."""
-        return 1
+        self._check_fitted()
+        if len(targets) == 0:
+            raise InputError(f"{self.name} got no targets; give it at least one example.")
+        scores = np.asarray(self._score(targets), dtype=np.float32)
+        assert scores.shape == (len(targets), self.pool_size_), scores.shape
+        broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(broken):
+            raise InputError(
+                f"{self.name} gave scores that are not finite for {len(broken)} of {len(targets)} "
+                f"targets (first: {targets[broken[0]].id!r}); check the weights it was built with."
+            )
+        return scores
 
     def score_subsets(
         self,
@@ -203,10 +199,6 @@ class Attributor(ABC):
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         """Scores (targets, pool) of targets that are not empty."""
 
-    def _score_views(self, targets: Sequence[Example]) -> np.ndarray:
-        """Scores (views, targets, pool) of targets that are not empty."""
-        return self._score(targets)[None]
-
     @abstractmethod
     def _state(self) -> dict[str, np.ndarray]:
         """All that `_fit` learned, as arrays."""
@@ -224,23 +216,6 @@ class Attributor(ABC):
 
     def _load_parts(self, folder: Path) -> None:
         """Reads back what `_save_parts` wrote."""
-
-    def _check_targets(self, targets: Sequence[Example]) -> None:
-        self._check_fitted()
-        if len(targets) == 0:
-            raise InputError(f"{self.name} got no targets; give it at least one example.")
-
-    def _checked(self, scores: np.ndarray, targets: Sequence[Example]) -> np.ndarray:
-        """Scores (views, targets, pool) as float32; InputError where some are not finite."""
-        scores = np.asarray(scores, dtype=np.float32)
-        assert scores.shape[1:] == (len(targets), self.pool_size_), scores.shape
-        broken = np.flatnonzero(~np.isfinite(scores).all(axis=(0, 2)))
-        if len(broken):
-            raise InputError(
-                f"{self.name} gave scores that are not finite for {len(broken)} of {len(targets)} "
-                f"targets (first: {targets[broken[0]].id!r}); check the weights it was built with."
-            )
-        return scores
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "pool_size_"):

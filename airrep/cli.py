@@ -58,7 +58,7 @@ _STAGES = {
     "train": ("airrep.stages:train", "train the encoder on the labels"),
     "warm-up": (
         "airrep.label_stages:warm_up",
-        "train the language model on the pool, where gradient methods take their gradients",
+        "train the language model on a part of the pool, where gradient methods take gradients",
     ),
     "tune": (
         "airrep.stages:tune",

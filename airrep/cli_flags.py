@@ -164,7 +164,8 @@ STAGE_FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "examples": {
             "type": int,
             "default": None,
-            "help": "train on so many of the pool, drawn at random, where all would take too long",
+            "help": "train on so many of the pool, drawn at random; when not given, on as many as "
+            "a training subset has, like the models behind the labels",
         },
     },
     "tune": {

@@ -221,7 +221,7 @@ def verify(config: RunConfig, **settings: Any) -> bool:
 def warm_up(
     config: RunConfig, checkpoints: int = 1, moments: bool = False, examples: int | None = None
 ) -> None:
-    """Trains the language model on the pool: gradient methods take their gradients there."""
+    """Trains the language model on a part of the pool: gradients are taken there."""
     from data_builders.warm_up import warm_up as run
 
     _prepare(config)

@@ -1,4 +1,4 @@
-"""The warm-up model: the language model after training on the pool, or on some of it.
+"""The warm-up model: the language model after training on a part of the pool.
 
 Gradients of attribution methods are taken there. The folder `warm_up` of a run:
 
@@ -73,21 +73,25 @@ def warm_up(
     examples: int | None = None,
     show_progress: bool = True,
 ) -> Path:
-    """Trains the run's language model on its whole pool by its recipe; returns the last model.
+    """Trains the run's language model on a part of its pool by its recipe; returns the last model.
 
-    Keeps `checkpoints` models, the last one among them, at equal distances. The order of the pool
-    is that of a retraining with the run's first seed (`data_builders.retraining`), so this is the
-    very model that interventions leave examples out of. `examples` trains on so many of the pool,
-    drawn by that seed: LESS (arXiv 2402.04333) warms up on 5% of it. `moments` keeps Adam's
-    moments of every trained parameter, by its name, at each checkpoint. LoRA's adapters are merged
-    into the weights.
+    `examples`: how many, drawn by the run's first seed; None for as many as a training subset has
+    (the median; the whole pool where there is no plan). Labels are losses of models that saw no
+    more, and at a model that saw much more gradients say far less of them. Keeps `checkpoints`
+    models, the last one among them, at equal distances. With the whole pool, its order is that of
+    a retraining with the same seed (`data_builders.retraining`), so that it is the very model that
+    interventions leave examples out of. `moments` keeps Adam's moments of every trained parameter,
+    by its name, at each checkpoint. LoRA's adapters are merged into the weights.
 
     A finished warm-up of the same model, pool, recipe and seed is returned as it is; one that was
     killed starts again. Raises InputError for a folder of other things, for more checkpoints than
     steps, for more examples than the pool has, for moments of adapters (they are of no weight that
     is kept), and when training diverges.
     """
-    path, pool = _folder(config), RunFolder(Path(config.output)).read_pool()
+    folder = RunFolder(Path(config.output))
+    path, pool = folder.warm_up, folder.read_pool()
+    if examples is None:
+        examples = _subset_size(folder) or len(pool)
     own = {"checkpoints": checkpoints, "moments": moments, "examples": examples}
     inputs = _inputs(config, pool) | own
     if path.exists():
@@ -99,7 +103,7 @@ def warm_up(
             "recipe.train is 'lora': Adam's moments would be of the adapters, which are merged "
             'into the weights; leave out moments, or train "all" or "last_layers".'
         )
-    if examples is not None and not 1 <= examples <= len(pool):
+    if not 1 <= examples <= len(pool):
         raise InputError(
             f"examples is {examples}, of a pool of {len(pool)}; give 1 to {len(pool)}."
         )
@@ -136,7 +140,7 @@ def open_warm_up(config: RunConfig) -> list[Checkpoint]:
 
 
 class _Training:
-    """One training of the language model on the whole pool, and its checkpoints."""
+    """One training of the language model on so many of the pool, and its checkpoints."""
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class _Training:
         pool: Sequence[Example],
         folder: Path,
         moments: bool,
-        examples: int | None,
+        examples: int,
         show_progress: bool,
     ) -> None:
         recipe, device = config.recipe, pick_device(config.device)
@@ -153,15 +157,14 @@ class _Training:
         self.blocks = find_blocks(model) or nn.ModuleList()
         self.whole = list(self.blocks)
         template = lm_template(self.tokenizer, recipe.template)
-        if examples is not None:
-            rows = np.sort(np.random.default_rng(config.seed).permutation(len(pool))[:examples])
-            pool = [pool[row] for row in rows]
-        tokens = tokenize_examples(pool, self.tokenizer, template, recipe.max_length)
+        rows = np.sort(np.random.default_rng(config.seed).permutation(len(pool))[:examples])
+        some = [pool[row] for row in rows]
+        tokens = tokenize_examples(some, self.tokenizer, template, recipe.max_length)
         engine = pick_engine(config.engine.name, recipe, torch.device(device))
         # One model is to be trained: a stack of models has nothing to offer.
         engine = "eager" if engine == "batched" else engine
         self.tuner = FineTuner(model, tokens, [], recipe, show_progress, config.seed, engine)
-        self.plan = batches(np.arange(len(pool)), recipe, np.random.default_rng([config.seed, 0]))
+        self.plan = batches(np.arange(len(some)), recipe, np.random.default_rng([config.seed, 0]))
         self.losses: list[float] = []
 
     def run(self, checkpoints: int) -> list[dict[str, Any]]:
@@ -246,6 +249,13 @@ class _Training:
 
 def _folder(config: RunConfig) -> Path:
     return RunFolder(Path(config.output)).warm_up
+
+
+def _subset_size(folder: RunFolder) -> int | None:
+    """How many examples a training subset has (the median), where there is a plan."""
+    if not folder.labels("train").is_dir():
+        return None
+    return int(np.median([len(subset) for subset in folder.open_labels("train").subsets]))
 
 
 def _inputs(config: RunConfig, pool: Sequence[Example]) -> dict[str, Any]:

@@ -144,11 +144,6 @@ def test_with_a_rank_they_are_of_projections(llama):
     check(cosines, normalised(x) @ normalised(z).T)
 
 
-def test_exact_scores_are_a_view(llama):
-    found = GradCosAttributor(llama).fit(POOL)
-    np.testing.assert_array_equal(found.score_views(TARGETS), found.score(TARGETS)[None])
-
-
 def test_a_full_rank_is_exact(llama):
     """Sides no wider than the rank stay as they are."""
     exact = GradDotAttributor(llama).fit(POOL).score(TARGETS)
@@ -215,35 +210,6 @@ def test_logra_of_biases_is_of_what_could_be_added_to_outputs(lm, rank):
     assert found.features_[0].store.width == sum(one.shape[1] for one in z.values())
 
 
-@pytest.mark.parametrize(("normalise", "curvature"), [("dot", "kfac"), ("cosine", "fisher")])
-def test_groups_of_layers_are_views_as_if_each_were_alone(llama, normalise, curvature, tmp_path):
-    settings = {"projection_rank": 3, "normalise": normalise, "curvature": curvature}
-    found = LoGraAttributor(llama, groups=3, **settings).fit(POOL)
-    names = list(linear_layers(open_lm(llama, "cpu").model))
-    assert len(names) == 14  # in groups of 5, 5 and 4
-    expected = []
-    for some in (names[:5], names[5:10], names[10:]):
-        pattern = f"^({'|'.join(some)})$"
-        alone = LoGraAttributor(llama, layers=pattern, **settings).fit(POOL)
-        expected.append(alone.score(TARGETS))
-    assert found.views == 3
-    check(found.score_views(TARGETS), np.stack(expected))
-    check(found.score(TARGETS), np.mean(expected, axis=0))
-    found.save(tmp_path)
-    np.testing.assert_array_equal(
-        Attributor.load(tmp_path).score_views(TARGETS), found.score_views(TARGETS)
-    )
-
-
-def test_other_groups_are_cut_from_the_same_features(llama, tmp_path, monkeypatch):
-    settings = {"projection_rank": 3, "store": tmp_path}
-    LoGraAttributor(llama, **settings).fit(POOL)
-    with monkeypatch.context() as patched:
-        patched.setattr(LoGraAttributor, "_gradients", None)  # none are made again
-        grouped = LoGraAttributor(llama, groups=2, **settings).fit(POOL)
-    assert grouped.score_views(TARGETS).shape == (2, len(TARGETS), len(POOL))
-
-
 def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
     found = LoGraAttributor(llama, projection_rank=3).fit(POOL)
     ran = []
@@ -266,12 +232,6 @@ def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
     again = found.fit(POOL).score(TARGETS[:2])
     np.testing.assert_array_equal(found.score(TARGETS[:2]), again)
     assert ran[3:] == [len(POOL), 2, 2]
-
-
-@pytest.mark.parametrize(("groups", "message"), [(0, "at least 1"), (99, "of 14 layers")])
-def test_groups_that_cannot_be_are_refused(llama, groups, message):
-    with pytest.raises(InputError, match=message):
-        LoGraAttributor(llama, groups=groups).fit(POOL)
 
 
 def test_logra_with_much_damping_is_grad_cos(llama):

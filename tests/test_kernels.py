@@ -91,28 +91,6 @@ def test_kernels_are_what_the_docstring_says(base: Path) -> None:
     np.testing.assert_allclose(made.score(TARGETS), by_hand, rtol=1e-4, atol=1e-4)
 
 
-def test_each_view_of_a_member_has_weights_of_its_own(base: Path) -> None:
-    class Opposed(TfidfAttributor):
-        """Two views whose mean says nothing."""
-
-        views = 2
-
-        def _score_views(self, targets):
-            scores = super()._score(targets)
-            return np.stack([scores, -scores])
-
-        def _score(self, targets):
-            return self._score_views(targets).mean(axis=0)
-
-    made = fitted(base, members=[Opposed(), "tfidf"])
-    assert len(made.weights_) == KERNELS + 6
-    first, second, third = made.weights_[KERNELS::2, 1:]  # what depends on the target starts at 0
-    np.testing.assert_allclose(second, -first, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(third, first, rtol=1e-3, atol=1e-5)
-    assert np.abs(first).max() > 0.01
-    assert not made.members_[0].score(TARGETS).any()
-
-
 def test_lengths_count_as_the_docstring_says(base: Path) -> None:
     long = np.arange(len(POOL)) // len(TOPICS) % 2
     pool = [

@@ -41,7 +41,8 @@ from tests.tiny_models import tiny_encoder
 COLOURS = ("blue", "green", "red", "white")
 METHODS = ["airrep", "kernels", "tfidf", "logra", "tracin", "ensemble"]
 PARAMS = {
-    "logra": {"projection_rank": 2},
+    # So that tuning does not change the scores of a teacher that training has learned from.
+    "logra": {"projection_rank": 2, "layers": "mlp", "damping": 0.1, "normalise": "cosine"},
     "tracin": {"projection_rank": 2},
     "kernels": {"members": ["logra"]},
     "ensemble": {"members": ["airrep", "kernels", "logra"]},
@@ -121,14 +122,14 @@ def test_kernels_learn_from_the_runs_training_labels(config: RunConfig) -> None:
 
 
 def test_a_method_can_be_a_member_twice(config: RunConfig) -> None:
-    members = ["logra", {"logra": {"layers": "mlp", "parameters": "biases"}}]
+    members = ["logra", {"logra": {"layers": "attn", "parameters": "biases"}}]
     params = PARAMS | {"kernels": {"members": members}}
     own = replace(config, evaluate=replace(config.evaluate, params=params))
     arguments = method_arguments(own, ["kernels"])["kernels"]
     (first, whole), (second, biases) = arguments["members"]
     assert first == second == "logra"
-    assert whole["layers"] is None
-    assert biases == whole | {"layers": "mlp", "parameters": "biases"}
+    assert whole["layers"] == "mlp"
+    assert biases == whole | {"layers": "attn", "parameters": "biases"}
     assert needs_warm_up(own, ["kernels"])
     assert members_first(own, ["kernels", "logra"]) == [["logra"], ["kernels"]]
     made = make_attributor("kernels", **arguments)
@@ -139,6 +140,11 @@ def test_a_method_can_be_a_member_twice(config: RunConfig) -> None:
     digests = fingerprint_models({"ensemble": {"members": two}})
     assert list(digests) == ["ensemble/logra", "ensemble/1/logra"]
     assert len(set(digests.values())) == 2
+
+
+def test_the_warm_up_sees_as_many_examples_as_a_subset_has(config: RunConfig) -> None:
+    about = json.loads((Path(config.output) / "warm_up" / "warm_up.json").read_text())
+    assert about["inputs"]["examples"] == config.subsets.size == 8
 
 
 def test_members_come_before_what_they_are_members_of(config: RunConfig) -> None:

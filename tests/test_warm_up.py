@@ -103,7 +103,7 @@ def test_some_of_the_pool_is_drawn_by_the_seed(config: RunConfig) -> None:
     alone = warm_up(replace(config, output=str(folder)), show_progress=False)
     np.testing.assert_array_equal(target_losses(final), target_losses(alone))
     assert [row.path for row in open_warm_up(config)] == [final]
-    with pytest.raises(InputError, match="examples is 5 in the folder, None now"):
+    with pytest.raises(InputError, match=f"examples is 5 in the folder, {len(POOL)} now"):
         run(config)
 
 

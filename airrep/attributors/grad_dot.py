@@ -42,14 +42,14 @@ class GradDotAttributor(FeatureAttributor):
         self.lms_ = [self._open(checkpoint).fingerprint for (checkpoint, _), _ in draws]
         self.tokens_ = self._tokenize(pool, self._open(self._draws()[-1][0]).tokenizer)
 
-    def _score_views(self, targets: Sequence[Example]) -> np.ndarray:
+    def _score(self, targets: Sequence[Example]) -> np.ndarray:
         if self.projection_rank is not None:
-            return super()._score_views(targets)
+            return super()._score(targets)
         total = np.zeros((len(targets), len(self.tokens_)), dtype=np.float32)
         parts = zip(self._draws(), self._weights(), self.lms_, strict=True)
         for (checkpoint, _), weight, fingerprint in parts:
             total += np.float32(weight) * self._exact(checkpoint, fingerprint, targets)
-        return total[None]
+        return total
 
     def _exact(
         self, checkpoint: str | Path, fingerprint: str, targets: Sequence[Example]

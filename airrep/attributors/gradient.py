@@ -63,11 +63,6 @@ class PoolFeatures:
     arrays: Arrays
     known: dict[tuple[bytes, int], torch.Tensor] = field(default_factory=dict)
 
-    @property
-    def views(self) -> list[int]:
-        """How many of the numbers belong to each view, one after the other."""
-        return self.arrays.get("views", np.asarray([self.store.width])).tolist()
-
     def group(self, name: str) -> Arrays:
         """The arrays of a group, by their names in it."""
         return _below(self.arrays, name)
@@ -212,15 +207,12 @@ class FeatureAttributor(GradientAttributor):
         }
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
-        return self._score_views(targets).mean(axis=0)
-
-    def _score_views(self, targets: Sequence[Example]) -> np.ndarray:
-        shape = (self.views, len(targets), self.features_[0].store.rows)
-        total = np.zeros(shape, dtype=np.float32)
+        total = np.zeros((len(targets), self.features_[0].store.rows), dtype=np.float32)
         for pool, weight in zip(self.features_, self._weights(), strict=True):
-            queries = self._queries(self._target_features(targets, pool), pool)
-            scale = np.atleast_2d(pool.arrays.get("scale", np.float32(1)))[:, None]
-            total += np.float32(weight) * pool.store.products(queries, pool.views) * scale
+            products = pool.store.products(
+                self._queries(self._target_features(targets, pool), pool)
+            )
+            total += np.float32(weight) * products * pool.arrays.get("scale", np.float32(1))
         return total
 
     def _target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:

@@ -54,7 +54,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
     the same, behind those that the whole pool opens with; and where 4 are, 1 where the first token
     or the whole response is the same too, and r. Five of them (t, r, TF-IDF, the response and its
     first token the same) come again times the length of z's response: the logarithm of its number
-    of tokens, standardised on the pool. Each view s of a member (`score_views`) adds s and s |s|.
+    of tokens, standardised on the pool. A member's scores s add s and s |s|.
 
     Scores of a subset add up. The weights of a target are linear in its first `components`
     principal components of t and of r, those of the pool, and in the lengths of its text and of
@@ -157,7 +157,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         labels, settings = given.labels, given.settings
         split, values, _ = training_labels(labels, settings)
         rows = split.train_targets
-        kernels = KERNELS + 2 * sum(member.views for member in self.members_)
+        kernels = KERNELS + 2 * len(self.members_)
         most = max(1, LABELS_AT_ONCE // (kernels * len(labels.subsets)))
         if len(rows) > most:  # the weights are few: a sample tells them as well
             chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[:most])
@@ -210,8 +210,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
         size = max(1, PRODUCTS_AT_ONCE // len(self.pool_.text))
         for start in range(0, len(targets), size):
             block = slice(start, start + size)
-            scores = [one for member in self.members_ for one in member.score_views(targets[block])]
-            yield texts.part(block), scores
+            yield texts.part(block), [member.score(targets[block]) for member in self.members_]
 
     def _kernels(self, targets: PlacedTexts, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Every kernel (T, N) float32, in an order that stays."""

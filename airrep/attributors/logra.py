@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +18,7 @@ from airrep.attributors.language_model import OpenedLM
 from airrep.choices import check_choice
 from airrep.examples import InputError
 from airrep.gradients.covariances import token_covariances
-from airrep.gradients.curvature import FisherBlocks, KFACBlocks, inverse_norms, lengths
+from airrep.gradients.curvature import FisherBlocks, KFACBlocks, inverse_norms
 from airrep.gradients.layer_gradient import LayerGradient, wide
 from airrep.gradients.layers import linear_layers
 from airrep.gradients.per_example import GradientModel, Projections
@@ -47,8 +46,6 @@ class LoGraAttributor(FeatureAttributor):
     "weights" of the layers, or "biases", of which a layer need have none: gradients of a layer's
     outputs, summed over tokens. For the last linear layer of the last block these say which
     responses the model should have thought likelier, and take little more than a forward pass.
-    `groups`: into how many groups of neighbours the layers are cut, in the model's order. Each
-    group's scores are a view (`score_views`), and `score` is their mean.
     """
 
     name = "logra"
@@ -60,11 +57,6 @@ class LoGraAttributor(FeatureAttributor):
     normalise: str = "cosine"
     sample: int = 512
     parameters: str = "weights"
-    groups: int = 1
-
-    @property
-    def views(self) -> int:
-        return self.groups
 
     def _check(self) -> None:
         check_choice("projection", self.projection, PROJECTIONS)
@@ -75,18 +67,12 @@ class LoGraAttributor(FeatureAttributor):
             raise InputError("curvature 'kfac' is of weights; take 'fisher' for biases.")
         if self.projection == "pca" and self.projection_rank is None:
             raise InputError("projection 'pca' needs a projection_rank; give one, such as 16.")
-        if self.groups < 1:
-            raise InputError(f"groups is {self.groups}; give at least 1.")
 
     def _gradient_model(self, opened: OpenedLM) -> GradientModel:
         layers = linear_layers(opened.model, self.layers).values()
         if self.parameters == "biases" and any(isinstance(one, nn.Embedding) for one in layers):
             raise InputError("An input embedding has no biases; leave it out of the layers.")
-        model = super()._gradient_model(opened)
-        if self.groups > len(model.shapes):  # layers that share a weight are one
-            model.close()
-            raise InputError(f"groups is {self.groups}, of {len(model.shapes)} layers; give fewer.")
-        return model
+        return super()._gradient_model(opened)
 
     def _about(self, opened: OpenedLM) -> dict[str, Any]:
         about: dict[str, Any] = {}  # with random projections of weights: Grad-Dot's features
@@ -117,17 +103,15 @@ class LoGraAttributor(FeatureAttributor):
 
     def _learn(self, store: GradientStore, model: GradientModel, pool: Tokens) -> Arrays:
         curvature: FisherBlocks | KFACBlocks
-        sizes = self._sizes(projected_shapes(model.shapes, self.projection_rank))
-        views = [sum(group) for group in np.array_split(sizes, self.groups)]
         if self.curvature == "fisher":
+            sizes = self._sizes(projected_shapes(model.shapes, self.projection_rank))
             curvature = FisherBlocks.fit(store, sizes, self.damping)
         else:
             covariances = token_covariances(model, self._sample(pool, self.sample))
             curvature = KFACBlocks.fit(covariances.values(), self.damping)
         arrays = {f"curvature/{key}": array for key, array in curvature.arrays().items()}
-        arrays["views"] = np.asarray(views)
         if self.normalise == "cosine":
-            arrays["scale"] = inverse_norms(store, curvature, views)
+            arrays["scale"] = inverse_norms(store, curvature)
         return arrays
 
     def _queries(self, features: torch.Tensor, pool: PoolFeatures) -> torch.Tensor:
@@ -135,8 +119,8 @@ class LoGraAttributor(FeatureAttributor):
         solved = found.solve(features)
         if self.normalise == "dot":
             return solved
-        norms = lengths(features, solved, pool.views).clamp(min=torch.finfo(torch.float32).tiny)
-        return solved / norms.repeat_interleave(torch.tensor(pool.views).to(norms.device), dim=1)
+        lengths = (solved * features).sum(1, keepdim=True).clamp(min=0).sqrt()
+        return solved / lengths.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _bias_features(layers: Mapping[str, LayerGradient]) -> torch.Tensor:

@@ -141,25 +141,13 @@ class KFACBlocks:
         return cls(bases, [found[f"values/{row}"] for row in rows])
 
 
-def inverse_norms(
-    store: GradientStore, curvature: Curvature | None = None, sizes: Sequence[int] | None = None
-) -> np.ndarray:
-    """1 / |z| (parts, rows) float32 of every feature row, or 1 / sqrt(z^T (F + ridge)^-1 z); of
-    each part of the numbers by itself, where `sizes` says how wide they are."""
-    norms = np.empty((1 if sizes is None else len(sizes), store.rows), dtype=np.float32)
+def inverse_norms(store: GradientStore, curvature: Curvature | None = None) -> np.ndarray:
+    """1 / |z| (rows,) float32 of every feature row, or 1 / sqrt(z^T (F + ridge)^-1 z)."""
+    norms = np.empty(store.rows, dtype=np.float32)
     for rows, values in store.blocks():
         solved = values if curvature is None else curvature.solve(values)
-        norms[:, rows] = lengths(values, solved, sizes).T.numpy()
+        norms[rows] = (values * solved).sum(1).clamp(min=0).sqrt().numpy()
     return 1 / np.maximum(norms, np.finfo(np.float32).tiny)
-
-
-def lengths(
-    features: torch.Tensor, solved: torch.Tensor, sizes: Sequence[int] | None = None
-) -> torch.Tensor:
-    """sqrt(z^T (F + ridge)^-1 z) (n, parts) of features z (n, d), given what was solved."""
-    widths = [features.shape[1]] if sizes is None else list(sizes)
-    squares = (features * solved).split(widths, dim=1)
-    return torch.stack([part.sum(1) for part in squares], dim=1).clamp(min=0).sqrt()
 
 
 def _cholesky(matrix: torch.Tensor, damping: float) -> torch.Tensor:

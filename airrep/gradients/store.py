@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,11 @@ class GradientStore:
                 values *= _numbers(self.records[rows, :4], torch.float32).to(device)
             yield rows, values
 
-    def products(self, queries: torch.Tensor, sizes: Sequence[int] | None = None) -> np.ndarray:
-        """Dot products (parts, n, rows) float32 of queries (n, width) with every row, on their
-        device; of each part of the numbers by itself, where `sizes` says how wide they are."""
-        widths = [self.width] if sizes is None else list(sizes)
-        parts = queries.split(widths, dim=1)
-        found = np.empty((len(parts), len(queries), self.rows), dtype=np.float32)
+    def products(self, queries: torch.Tensor) -> np.ndarray:
+        """Dot products (n, rows) float32 of queries (n, width) with every row, on their device."""
+        found = np.empty((len(queries), self.rows), dtype=np.float32)
         for rows, values in self.blocks(queries.device):
-            for number, own in enumerate(values.split(widths, dim=1)):
-                found[number][:, rows] = (parts[number] @ own.T).cpu().numpy()
+            found[:, rows] = (queries @ values.T).cpu().numpy()
         return found
 
     def doubts(self) -> np.ndarray:

@@ -134,8 +134,10 @@ class Bench:
         return path
 
     def pooled(self, name: str, seed: int, rows: slice | np.ndarray, labels: Labels) -> np.ndarray:
-        """A method's standardised scores (rows of targets, subsets): by attention, if it can."""
-        pooling = method_class(name).poolings[-1]
+        """A method's standardised scores (rows of targets, subsets): by the pooling that the
+        configuration gives it, or by attention, if it can."""
+        own = self.config.evaluate.params.get(name, {})
+        pooling = own.get("pooling", method_class(name).poolings[-1])
         return pooled(self.method(name, seed)[rows], labels, pooling)
 
     def encoder(self, variant: str, seed: int) -> tuple[dict[str, Any], np.ndarray]:

@@ -234,6 +234,22 @@ def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
     assert ran[3:] == [len(POOL), 2, 2]
 
 
+@pytest.mark.parametrize("method", [LoGraAttributor, TRAKAttributor, LESSAttributor])
+def test_targets_of_the_pool_have_its_features(method, llama, tmp_path, monkeypatch):
+    found = small(method, llama).fit(POOL)
+    found.save(tmp_path)
+    expected = Attributor.load(tmp_path).score([*POOL[:3], TARGETS[0]])  # runs all of them
+    ran = []
+    gradients = method._gradients
+    monkeypatch.setattr(
+        method,
+        "_gradients",
+        lambda self, model, tokens: (ran.append(len(tokens)), gradients(self, model, tokens))[1],
+    )
+    check(found.score([*POOL[:3], TARGETS[0]]), expected)
+    assert ran == [4 if method is LESSAttributor else 1]  # LESS makes other features of the pool
+
+
 def test_logra_with_much_damping_is_grad_cos(llama):
     """With equal blocks: the ridge is a share of each layer's own curvature."""
     pattern = r"h\.1\.attn\.c_attn|layers\.1\..*(o_proj|\.dense$)"

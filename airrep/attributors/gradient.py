@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from airrep.attributor import pack_text, unpack_text
+from airrep.attributors.kernel_texts import text_key
 from airrep.attributors.language_model import LanguageModelAttributor, OpenedLM
 from airrep.device import pick_device
 from airrep.examples import Example, InputError, TokenizedExample, fingerprint_examples, lm_template
@@ -54,14 +55,16 @@ class PoolFeatures:
     """The pool's features under one checkpoint and one draw of the projections.
 
     `arrays` are the projections and what the method learned of the pool; "group/name" is one of
-    several that belong together. `known` are features (d,) of targets asked before, by tokens.
+    several that belong together. `known` are features (d,) of targets asked before, by the hash of
+    their tokens; `keys` such hashes of the pool, where its rows can stand for targets.
     """
 
     checkpoint: str | Path
     seed: str
     store: GradientStore
     arrays: Arrays
-    known: dict[tuple[bytes, int], torch.Tensor] = field(default_factory=dict)
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def group(self, name: str) -> Arrays:
         """The arrays of a group, by their names in it."""
@@ -175,6 +178,9 @@ class FeatureAttributor(GradientAttributor):
                 "projections", lambda: _sides(self._projections(model, seed, tokens))
             )
             features = PoolFeatures(checkpoint, seed, store, arrays, self._known(number, store))
+            is_same = type(self)._pool_maker is FeatureAttributor._pool_maker
+            if is_same and self.store_dtype == "float32":
+                features.keys = np.asarray([_key(one) for one in tokens])
             model.projections = features.projections(model.device)
             missing = np.intersect1d(store.missing(), rows)
             if len(missing):
@@ -185,7 +191,7 @@ class FeatureAttributor(GradientAttributor):
                 arrays.update(self._learn(store, model, tokens))
         return features
 
-    def _known(self, number: int, store: GradientStore) -> dict[tuple[bytes, int], torch.Tensor]:
+    def _known(self, number: int, store: GradientStore) -> dict[int, torch.Tensor]:
         """Targets' features that the last fit left, where they are the same now."""
         earlier = getattr(self, "features_", [])[number : number + 1]
         return earlier[0].known if earlier and earlier[0].store.about == store.about else {}
@@ -216,13 +222,16 @@ class FeatureAttributor(GradientAttributor):
         return total
 
     def _target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
-        """Features (T, d) of the targets, on the model's device; of those asked before, as long
-        as they take few bytes, from memory."""
+        """Features (T, d) of the targets, on the model's device: of those that are in the pool its
+        own, of those asked before (as long as they take few bytes) what was found then."""
         opened = self._open(pool.checkpoint)
         self._check_same(opened, pool.store.about["lm"])
         tokens = self._tokenize(targets, opened.tokenizer)
-        keys = [(one.ids.tobytes(), one.response_start) for one in tokens]
+        keys = [_key(one) for one in tokens]
         found = {key: pool.known[key] for key in keys if key in pool.known}
+        wanted = set(keys) - set(found)
+        here = {key: row for row, key in enumerate(pool.keys.tolist()) if key in wanted}
+        found |= {key: pool.store.row(row) for key, row in here.items()}
         asked = {key: one for key, one in zip(keys, tokens, strict=True) if key not in found}
         if asked:
             new = list(asked)
@@ -303,6 +312,11 @@ class FeatureAttributor(GradientAttributor):
         if self.store is None:
             return in_state
         return in_state + sum(one.store.row_bytes for one in self.features_)
+
+
+def _key(one: TokenizedExample) -> int:
+    """A hash of an example's tokens and of where its response starts."""
+    return text_key(one.ids.tobytes() + one.response_start.to_bytes(4, "little"))
 
 
 def _sides(projections: Projections) -> Arrays:

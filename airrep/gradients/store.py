@@ -124,6 +124,10 @@ class GradientStore:
                 values *= _numbers(self.records[rows, :4], torch.float32).to(device)
             yield rows, values
 
+    def row(self, number: int) -> torch.Tensor:
+        """One row's features (width,), as they were stored."""
+        return _numbers(self.records[number : number + 1, HEADER:], DTYPES[self.dtype])[0]
+
     def products(self, queries: torch.Tensor) -> np.ndarray:
         """Dot products (n, rows) float32 of queries (n, width) with every row, on their device."""
         found = np.empty((len(queries), self.rows), dtype=np.float32)

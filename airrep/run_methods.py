@@ -73,8 +73,7 @@ def method_arguments(
 def check_methods_params(config: RunConfig) -> None:
     """Raises InputError for parameters in `evaluate.params` that a method does not take, and for
     members that cannot be; opens nothing."""
-    every = _with_members(config, list({*config.evaluate.methods, *config.evaluate.params}))
-    for name, own in every:
+    for name, own in _with_members(config, list(config.evaluate.params)):
         check_params(name, _own(own, name))
 
 

@@ -320,6 +320,10 @@ def test_wrong_parameters_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_only_parameters_that_are_given_are_checked_before() -> None:
+    check_methods_params(RunConfig("out", evaluate=EvaluateConfig(methods=["ensemble"])))
+
+
 def test_teachers_that_cannot_be(config: RunConfig) -> None:
     with pytest.raises(InputError, match="did you mean 'logra'"):
         stages.train(replace(config, distil=DistilConfig("logre")))

@@ -105,9 +105,13 @@ class Bench:
 
     def method(self, name: str, seed: int) -> np.ndarray:
         """A method's scores (training and test targets, pool); the seed is for what it learns."""
+        return np.load(self._file(name, seed))
+
+    def _file(self, name: str, seed: int) -> Path:
+        """Where those scores are, made if they are not there."""
         if (name, seed) not in self.files:
             self.files[name, seed] = self._scored(name, seed)
-        return np.load(self.files[name, seed])
+        return self.files[name, seed]
 
     def _scored(self, name: str, seed: int) -> Path:
         learns = "labels" in signature(method_class(name)).parameters
@@ -145,7 +149,8 @@ class Bench:
         settings = self.settings(variant, seed)
         decides = [deciding(asdict(settings)), self.labels.fingerprint, self.encoder_fingerprint]
         if VARIANTS[variant].distils:
-            decides.append([self.options.teacher, self.options.distil_steps])
+            teacher = self._file(self.options.teacher, seed)
+            decides.append([teacher.name, self.options.distil_steps, self.options.distil_pool])
         path = self._path(f"{variant}-{seed}", decides)
         if not path.exists():
             accelerator = Accelerator()
@@ -153,7 +158,7 @@ class Bench:
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
             if VARIANTS[variant].distils:
-                scores = self.method(self.options.teacher, seed)[: len(self.targets)]
+                scores = np.load(teacher)[: len(self.targets)]
                 start = time.perf_counter()
                 first = replace(settings, max_steps=self.options.distil_steps)
                 first = replace(first, subsets_per_step=self.options.distil_pool)

@@ -12,7 +12,12 @@ import yaml
 
 from airrep.device import pick_device
 from airrep.examples import InputError
-from airrep.train_settings import TrainSettings, check_settings
+from airrep.train_settings import (
+    DistilSettings,
+    TrainSettings,
+    check_distil,
+    check_settings,
+)
 from data_builders.recipes import Recipe
 
 
@@ -117,20 +122,6 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
-class DistilConfig:
-    """What the encoder learns before the labels: another method's scores of the training targets.
-
-    Args:
-        teacher: a method's name (`airrep tune` may have chosen its parameters), or a file of
-            scores as `evaluate.scores` takes them.
-        steps: most updates; the other settings are those of `train`.
-    """
-
-    teacher: str
-    steps: int = 100
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared, and how.
 
@@ -197,7 +188,7 @@ class RunConfig:
     recipe: Recipe = Recipe()
     engine: EngineConfig = EngineConfig()
     imported: ImportConfig | None = None
-    distil: DistilConfig | None = None
+    distil: DistilSettings | None = None
     more_labels: list[str] = field(default_factory=list)
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -264,8 +255,7 @@ def check_run(config: RunConfig, computes: bool = True) -> None:
     check_methods(config.evaluate.methods)
     check_methods(list(config.evaluate.params))
     if config.distil is not None:
-        if config.distil.steps < 1:
-            raise InputError(f"distil.steps is {config.distil.steps}; give at least 1.")
+        check_distil(config.distil)
         if config.distil.teacher in ("airrep", "ensemble"):
             raise InputError(
                 f"distil.teacher is {config.distil.teacher!r}, which needs the encoder that is to "

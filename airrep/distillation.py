@@ -7,18 +7,78 @@ untrained encoder by LDS on held-out labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from accelerate import Accelerator
 
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
+from airrep.holdout import hold_out
 from airrep.label_store import Labels
 from airrep.score_files import read_scores
-from airrep.train_settings import TrainSettings
+from airrep.train_settings import DistilSettings, TrainSettings
 from airrep.trainer import TrainResult, train_encoder
+
+LESSON = 4  # keeps the random numbers of a lesson's targets apart from those of training
+CLIP = 10.0  # standard deviations of a target's scores
+EVALUATE_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher is asked: rows of the training targets and of the pool that are targets, and
+    the rows of the pool that they are scored for.
+
+    Targets whose labels training holds out are not among them, in the pool either, so that what
+    is measured on those labels stays true of targets that nobody has seen.
+    """
+
+    target_rows: np.ndarray
+    pool_target_rows: np.ndarray
+    pool_rows: np.ndarray
+
+    @classmethod
+    def choose(
+        cls,
+        pool: Sequence[Example],
+        targets: Sequence[Example],
+        labels: Labels,
+        settings: TrainSettings,
+        pool_targets: int,
+    ) -> Self:
+        """All training targets that `settings` do not hold out, and at most `pool_targets` others
+        of the pool."""
+        own = hold_out(labels, settings).train_targets
+        held = {_text(targets[row]) for row in np.setdiff1d(np.arange(len(targets)), own)}
+        asked = held | {_text(targets[row]) for row in own}
+        rows = np.flatnonzero([_text(one) not in held for one in pool])
+        others = rows[[_text(pool[row]) not in asked for row in rows.tolist()]]
+        drawn = np.random.default_rng([settings.seed, LESSON]).permutation(len(others))
+        return cls(own, np.sort(others[drawn[:pool_targets]]), rows)
+
+    def targets(self, pool: Sequence[Example], targets: Sequence[Example]) -> list[Example]:
+        """The training targets, then those of the pool."""
+        own = [targets[row] for row in self.target_rows]
+        return [*own, *(pool[row] for row in self.pool_target_rows)]
+
+
+def distil_settings(settings: TrainSettings, distil: DistilSettings) -> TrainSettings:
+    """How the encoder learns from a teacher where it learns from labels by `settings`."""
+    rate = distil.learning_rate
+    if rate is None:
+        rate = settings.learning_rate * (10 if settings.trainable_layers == 0 else 1)
+    return replace(
+        settings,
+        target_weighting=None,
+        learning_rate=rate,
+        max_steps=distil.steps,
+        targets_per_step=distil.targets_per_step,
+        subsets_per_step=distil.pool_per_step,
+        evaluate_every=EVALUATE_EVERY,
+    )
 
 
 def distil_encoder(
@@ -36,20 +96,24 @@ def distil_encoder(
     targets may be any examples. This is `train_encoder` with subsets of one pool example each,
     whose label is the teacher's score: the objective runs over the pool, `subsets_per_step` is
     the pool examples a step, held-out pool examples and targets choose the step, and LDS is the
-    rank correlation with the teacher. Targets all weigh the same. Raises InputError for scores
-    of another shape, and where `train_encoder` does.
+    rank correlation with the teacher. Targets all weigh the same. A score that is further than
+    `CLIP` standard deviations from its target's mean counts as one that is as far: a target that
+    is itself in the pool is most of what it helps. Raises InputError for scores of another shape,
+    and where `train_encoder` does.
     """
     if teacher_scores.shape != (len(targets), len(pool)):
         raise InputError(
             f"The teacher's scores have shape {teacher_scores.shape} for {len(targets)} targets "
             f"and {len(pool)} pool examples; give a row a target and a column a pool example."
         )
+    scores = np.asarray(teacher_scores, dtype=np.float32)
+    mean, spread = scores.mean(axis=1, keepdims=True), scores.std(axis=1, keepdims=True)
+    scores = np.clip(scores, mean - CLIP * spread, mean + CLIP * spread)
     singles = Labels(
         list(np.arange(len(pool))[:, None]),
-        -np.asarray(teacher_scores, dtype=np.float32),  # a loss is low where an example helps
+        -scores,  # a loss is low where an example helps
         np.arange(len(pool)),
     )
-    settings = replace(settings, target_weighting=None)
     return train_encoder(encoder, pool, targets, singles, settings, output, accelerator)
 
 
@@ -65,3 +129,7 @@ def read_teacher_scores(
     if given.scores is None:
         raise InputError(f"{path} has subset_scores alone; a teacher needs scores of pairs.")
     return given.scores[given.target_rows(targets)]
+
+
+def _text(example: Example) -> tuple[str, str]:
+    return example.prompt, example.response

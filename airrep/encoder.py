@@ -33,6 +33,7 @@ from airrep.examples import (
     InputError,
     Template,
     TokenizedExample,
+    common_start,
     length_sorted_batches,
     lengths_of,
     pad,
@@ -41,6 +42,8 @@ from airrep.examples import (
     token_chunks,
     tokenize_examples,
 )
+from airrep.marks import WIDTH as MARKS_WIDTH
+from airrep.marks import marks
 from airrep.pooling import mean_pool
 from airrep.provenance import clear_save_errors
 from airrep.weights import PACKAGE, check_whole, plain_weights, resolve_model
@@ -51,10 +54,11 @@ HEADS = ("projector.", "words_projector.")  # what lies on top of the base, by p
 class AirRepEncoder(PreTrainedModel):
     """e(x) = W mean_tokens(base(x)) + b (arXiv 2505.18513); the similarity is the dot product.
 
-    With `add_response_words` it is W norm(t) + V norm(r) + b, where t is that mean over tokens, r
-    the mean of the response's normalised word embeddings, and norm makes the root mean square 1:
-    two answers to the same kind of question differ in a token or two of dozens, and it is the
-    answer that a loss is taken of.
+    With `add_response_words` it is W norm(t) + V [norm(r), m] + b, where t is that mean over
+    tokens, r the mean of the response's normalised word embeddings, and norm makes the root mean
+    square 1: two answers to the same kind of question differ in a token or two of dozens, and it
+    is the answer that a loss is taken of. m are `airrep.marks`: codes of the response, of its first
+    token, and of the prompt's first tokens.
 
     `from_base` starts from any text encoder, with W the identity and b zero; `from_pretrained`
     reads what `save_pretrained` wrote, and the published AirRep checkpoints.
@@ -75,7 +79,9 @@ class AirRepEncoder(PreTrainedModel):
         self.base = new_base(config) if base is None else base
         width = self.base.config.hidden_size
         self.projector = nn.Linear(width, width, dtype=self.base.dtype)
-        self.words_projector = self._new_words_projector() if config.response_words else None
+        self.words_projector = None
+        if config.response_words:
+            self.words_projector = self._new_words_projector(config.marks)
         if base is None:
             self.post_init()
         else:
@@ -197,28 +203,37 @@ class AirRepEncoder(PreTrainedModel):
     def pool_words(
         self, input_ids: torch.Tensor, response_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Means (B, e) of the response tokens' word embeddings, normalised before and after; None
-        without response words, 0 for an empty response."""
+        """Means (B, e) of the response tokens' word embeddings, normalised before and after, with
+        the marks behind them where there are any; None without response words. An empty response
+        has words of 0."""
         if self.words_projector is None:
             return None
         if response_mask is None:
             raise InputError("This encoder reads the response's words; give response_mask too.")
         words = self.base.get_input_embeddings()(input_ids)
         means = mean_pool(layer_norm(words, words.shape[-1:]), response_mask)
-        return rms_norm(means, words.shape[-1:])
+        means = rms_norm(means, words.shape[-1:])
+        if not self.config.marks:
+            return means
+        own = marks(input_ids, response_mask, self.config.prompt_start)
+        return torch.cat([means, own.to(means)], dim=1)
 
-    def add_response_words(self) -> None:
-        """Makes room for the response's words, with weights of zero, and normalises the text's
-        mean.
+    def add_response_words(self, with_marks: bool = True) -> None:
+        """Makes room for the response's words and for marks, with weights of zero, and normalises
+        the text's mean.
 
-        Training gives both their start. Raises InputError where the base has no word embeddings.
+        Training gives both their start. Raises InputError where the base has no word embeddings,
+        and for marks without a tokenizer.
         """
-        words = self._new_words_projector()
+        words = self._new_words_projector(with_marks)
         nn.init.zeros_(words.weight)
+        if with_marks:
+            some = self.tokenize([Example("a", "a", "a"), Example("b", "b", "b")])
+            self.config.prompt_start = common_start([text.ids for text in some])
         self.words_projector = words.to(self.device)
-        self.config.response_words = True
+        self.config.response_words, self.config.marks = True, with_marks
 
-    def _new_words_projector(self) -> nn.Linear:
+    def _new_words_projector(self, with_marks: bool) -> nn.Linear:
         try:
             table: Any = self.base.get_input_embeddings()
             size = table.embedding_dim
@@ -227,6 +242,7 @@ class AirRepEncoder(PreTrainedModel):
                 f"{type(self.base).__name__} has no word embeddings to read; train with "
                 "response_words false."
             ) from error
+        size += MARKS_WIDTH if with_marks else 0
         return nn.Linear(size, self.projector.out_features, bias=False, dtype=self.base.dtype)
 
     def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample]:

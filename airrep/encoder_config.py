@@ -29,7 +29,8 @@ NOT_BERT = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype")
 
 class AirRepConfig(PreTrainedConfig):
     """The base text encoder's config as a dict (`base`), the most tokens of a text
-    (`max_tokens`), and whether the words of the response are read apart (`response_words`).
+    (`max_tokens`), whether the words of the response are read apart (`response_words`), and
+    marks with them (`marks`, of texts whose prompts begin at token `prompt_start`).
 
     Reads the flat config of the published checkpoints too, which is a BERT's own.
     """
@@ -41,6 +42,8 @@ class AirRepConfig(PreTrainedConfig):
         base: Mapping[str, Any] | None = None,
         max_tokens: int = MAX_LENGTH,
         response_words: bool = False,
+        marks: bool = False,
+        prompt_start: int = 0,
         **kwargs: Any,
     ) -> None:
         if base is None and "hidden_size" in kwargs:
@@ -51,6 +54,7 @@ class AirRepConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self.base = dict(base or {})
         self.response_words = response_words
+        self.marks, self.prompt_start = marks, prompt_start
         self.max_tokens = max_tokens  # "max_length" is a generation setting to transformers
 
     def base_config(self) -> PreTrainedConfig:

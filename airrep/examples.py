@@ -148,6 +148,14 @@ def tokenize_examples(
     return tokenized
 
 
+def common_start(ids: Sequence[np.ndarray]) -> int:
+    """How many tokens all texts open with."""
+    least = min(map(len, ids))
+    heads = np.stack([one[:least] for one in ids])
+    differ = (heads != heads[0]).any(axis=0)
+    return int(np.argmax(differ)) if differ.any() else least
+
+
 def pad(batch: Sequence[TokenizedExample], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (B, L) int64, padded on the right, and the mask (B, L) of real tokens, bool."""
     import torch

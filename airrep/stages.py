@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airrep.config import DistilConfig, RunConfig, check_methods
+from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
 from airrep.label_stages import make_labels, warm_up
@@ -30,6 +30,7 @@ from airrep.run_methods import (
     teacher_scores,
 )
 from airrep.run_results import known_results, read_results, read_scores, score_names
+from airrep.train_settings import DistilSettings
 from airrep.verdict import describe
 from airrep.weights import fingerprint_weights, resolve_model
 
@@ -61,7 +62,7 @@ def train(config: RunConfig) -> None:
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
     pool, targets = folder.read_labelled("train", store)
     if config.distil is not None:
-        encoder = _distil(config, config.distil, encoder, pool, targets, accelerator)
+        encoder = _distil(config, config.distil, encoder, pool, targets, labels, accelerator)
     result = train_encoder(
         encoder, pool, targets, labels, config.train, folder.path, accelerator, others=others
     )
@@ -98,27 +99,43 @@ def _say_missing(store: LabelStore, labels: Labels) -> None:
 
 def _distil(
     config: RunConfig,
-    distil: DistilConfig,
+    distil: DistilSettings,
     encoder: AirRepEncoder,
     pool: list[Example],
     targets: list[Example],
+    labels: Labels,
     accelerator: Accelerator,
 ) -> AirRepEncoder:
-    """The encoder after learning the teacher's scores of the training targets."""
+    """The encoder after learning the teacher's scores."""
     from airrep.attributors import available
-    from airrep.distillation import distil_encoder, read_teacher_scores
+    from airrep.distillation import (
+        Lesson,
+        distil_encoder,
+        distil_settings,
+        read_teacher_scores,
+    )
 
-    if distil.teacher in available():
+    is_method = distil.teacher in available()
+    count = distil.pool_targets if is_method else 0
+    lesson = Lesson.choose(pool, targets, labels, config.train, count)
+    asked = lesson.targets(pool, targets)
+    if is_method:
         with accelerator.main_process_first():  # the others read what it has stored
             _warm_up(config, [distil.teacher])
-            scores = teacher_scores(config, distil.teacher, pool, targets)
+            scores = teacher_scores(config, distil.teacher, pool, asked)
     elif Path(distil.teacher).exists():
-        scores = read_teacher_scores(distil.teacher, pool, targets)
+        scores = read_teacher_scores(distil.teacher, pool, targets)[lesson.target_rows]
     else:
         check_methods([distil.teacher])  # says which names are near
-    settings = dataclasses.replace(config.train, max_steps=distil.steps)
-    output = RunFolder(Path(config.output)).path / "distilled"
-    result = distil_encoder(encoder, pool, targets, scores, settings, output, accelerator)
+    result = distil_encoder(
+        encoder,
+        [pool[row] for row in lesson.pool_rows],
+        asked,
+        scores[:, lesson.pool_rows],
+        distil_settings(config.train, distil),
+        RunFolder(Path(config.output)).path / "distilled",
+        accelerator,
+    )
     if accelerator.is_main_process and result.validation_lds is not None:
         print(
             f"distilled from {distil.teacher}: rank correlation {result.validation_lds:.3f} with "

@@ -26,6 +26,8 @@ class TrainSettings:
         response_words: whether the encoder reads the words of the response apart as well, beside
             the mean over all tokens, in which they are few. They start with twice the
             text's part in the scores. False adds none: the paper's encoder.
+        marks: whether it reads, with the response's words, what two texts have the very same: the
+            response, its first token, the prompt's first tokens (`airrep.marks`).
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.
@@ -70,6 +72,7 @@ class TrainSettings:
     objective: ObjectiveName = "correlation"
     target_weighting: Weighting | None = None
     response_words: bool = True
+    marks: bool = True
     start_scale: float | None = 0.3
     learning_rate: float = 1e-4
     scale_learning_rate: float | None = 0.02
@@ -99,6 +102,32 @@ class TrainSettings:
     def deciding(self) -> dict[str, Any]:
         """The settings that the trained encoder depends on."""
         return {key: value for key, value in asdict(self).items() if key not in WITHOUT_EFFECT}
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """What the encoder learns before the labels: another method's scores of targets for the pool.
+
+    The targets that `train` holds out are left out, from the pool too.
+
+    Args:
+        teacher: a method's name (`airrep tune` may have chosen its parameters), or a file of
+            scores as `evaluate.scores` takes them.
+        pool_targets: how many examples of the pool, drawn at random, are targets beside the
+            training targets; a file has scores of training targets alone, and takes none.
+        steps: most updates; settings that are not here are those of `train`.
+        targets_per_step: targets that a step takes, a fresh sample.
+        pool_per_step: pool examples that a step takes.
+        learning_rate: AdamW's; `train.learning_rate` when not given, or 10 times it where only
+            what lies on top of the encoder trains, which has more to learn from than labels are.
+    """
+
+    teacher: str
+    pool_targets: int = 4000
+    steps: int = 300
+    targets_per_step: int = 128
+    pool_per_step: int = 4000
+    learning_rate: float | None = None
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -144,6 +173,20 @@ def check_settings(settings: TrainSettings) -> None:
         check_choice("target_weighting", settings.target_weighting, get_args(Weighting))
     check_choice("mixed_precision", settings.mixed_precision, get_args(Precision))
     check_choice("wandb", settings.wandb, get_args(WandbMode))
+
+
+def check_distil(distil: DistilSettings) -> None:
+    """Raises InputError naming the first setting of distillation that makes no sense."""
+    for name, least in (
+        ("steps", 1),
+        ("pool_targets", 0),
+        ("targets_per_step", 1),
+        ("pool_per_step", 2),
+    ):
+        if getattr(distil, name) < least:
+            raise InputError(f"distil.{name} is {getattr(distil, name)}; give at least {least}.")
+    if distil.learning_rate is not None and not distil.learning_rate > 0:
+        raise InputError(f"distil.learning_rate is {distil.learning_rate}; give a number above 0.")
 
 
 def _check_least(settings: TrainSettings, least: int, *names: str) -> None:

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 from training_task import TOPICS, planted_examples, planted_labels
 
-from airrep.distillation import distil_encoder, read_teacher_scores
+from airrep.distillation import (
+    Lesson,
+    distil_encoder,
+    distil_settings,
+    read_teacher_scores,
+)
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError
 from airrep.holdout import hold_out
 from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
 from airrep.score_files import write_scores
-from airrep.train_settings import TrainSettings
+from airrep.train_settings import DistilSettings, TrainSettings
 from airrep.trainer import TrainResult, train_encoder
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -25,6 +30,7 @@ SETTINGS = TrainSettings(
     warmup_steps=2,
     max_steps=32,
     evaluate_every=4,
+    marks=False,  # 32 numbers are too few for them
     show_progress=False,
 )
 # The planted examples' topics go round, so a teacher who knows them is a matrix of places.
@@ -109,3 +115,53 @@ def test_teacher_scores_are_read_by_id(tmp_path: Path) -> None:
 def test_scores_of_another_shape_are_refused(base: Path) -> None:
     with pytest.raises(InputError, match=r"shape \(19, 40\) for 20 targets and 40 pool examples"):
         distil(base, teacher_scores=TEACHER[1:])
+
+
+def test_held_out_targets_are_no_part_of_a_lesson() -> None:
+    """As targets nor as pool examples: they stay as unseen as test targets are."""
+    pool = [*POOL, *TARGETS]  # targets drawn from the pool, as they often are
+    labels = planted_labels(pool, TARGETS, subsets=40, size=12)
+    held = {
+        (TARGETS[row].prompt, TARGETS[row].response)
+        for row in hold_out(labels, SETTINGS).held_targets
+    }
+    for count in (0, 5, 1000):
+        lesson = Lesson.choose(pool, TARGETS, labels, SETTINGS, count)
+        asked = lesson.targets(pool, TARGETS)
+        assert asked[: len(lesson.target_rows)] == [TARGETS[row] for row in lesson.target_rows]
+        assert len(lesson.target_rows) == 16
+        assert len(set(lesson.pool_target_rows.tolist())) == len(lesson.pool_target_rows)
+        assert len(lesson.pool_target_rows) == min(count, len(lesson.pool_target_rows))
+        texts = {(one.prompt, one.response) for one in asked}
+        texts |= {(pool[row].prompt, pool[row].response) for row in lesson.pool_rows}
+        assert not texts & held
+        rest = {(one.prompt, one.response) for one in pool} - held
+        assert {(pool[row].prompt, pool[row].response) for row in lesson.pool_rows} == rest
+        if count == 1000:
+            assert {(one.prompt, one.response) for one in asked} == rest
+
+
+def test_how_an_example_helps_itself_does_not_decide(base: Path) -> None:
+    """Scores far above all others count as ten standard deviations, whatever they are."""
+    mean, spread = TEACHER[0].mean(), TEACHER[0].std()
+    wide = np.tile(TEACHER, (1, 10))
+    pool = [replace(one, id=f"{one.id}-{copy}") for copy in range(10) for one in POOL]
+    far, farther = wide.copy(), wide.copy()
+    far[:, 0], farther[:, 0] = mean + 1e4 * spread, mean + 1e6 * spread
+    settings = replace(SETTINGS, max_steps=2)
+    losses = [
+        [one["loss"] for one in distil(base, settings, pool=pool, teacher_scores=scores).history]
+        for scores in (far, farther)
+    ]
+    assert losses[0][1:] == pytest.approx(losses[1][1:], abs=1e-4)
+    assert losses[0][1] != pytest.approx(1.0, abs=0.02)
+
+
+def test_what_lies_on_top_alone_learns_faster_from_a_teacher_than_from_labels() -> None:
+    distil = DistilSettings("logra", steps=7, pool_per_step=50)
+    for layers, rate in ((0, 3e-2), (1, 3e-3), (None, 3e-3)):
+        settings = distil_settings(replace(SETTINGS, trainable_layers=layers), distil)
+        assert settings.learning_rate == pytest.approx(rate)
+        assert (settings.max_steps, settings.subsets_per_step) == (7, 50)
+    own = replace(distil, learning_rate=0.5)
+    assert distil_settings(SETTINGS, own).learning_rate == 0.5

@@ -26,6 +26,7 @@ from transformers import (
 
 from airrep.encoder import AirRepEncoder, add_lora, merge_lora
 from airrep.examples import Example, InputError
+from airrep.marks import WIDTH, marks
 
 EXAMPLES = [
     Example(str(row), "what is the color of " + "apple " * row, "red " * (row % 3 + 1))
@@ -48,7 +49,7 @@ def test_untrained_embeddings_are_the_mean_pooled_base(base: Path, encoder: AirR
 
 def test_response_words_are_added(base: Path, encoder: AirRepEncoder, tmp_path: Path) -> None:
     text = torch.nn.functional.rms_norm(encoder.encode(EXAMPLES), (32,))
-    encoder.add_response_words()
+    encoder.add_response_words(with_marks=False)
     torch.testing.assert_close(encoder.encode(EXAMPLES), text)  # no words yet
     table = BertModel.from_pretrained(base, add_pooling_layer=False).embeddings.word_embeddings
     assert encoder.words_projector is not None
@@ -70,10 +71,30 @@ def test_response_words_are_added(base: Path, encoder: AirRepEncoder, tmp_path: 
         again(ids, mask)
 
 
+def test_marks_come_with_the_response_words(encoder: AirRepEncoder, tmp_path: Path) -> None:
+    encoder.add_response_words()
+    (text,) = encoder.tokenize([Example("x", "apple", "red")])
+    (apple,) = encoder.tokenizer("apple", add_special_tokens=False)["input_ids"]
+    assert text.ids[encoder.config.prompt_start] == apple
+    ids, _, response = encoder.pad(encoder.tokenize(EXAMPLES))
+    words = encoder.pool_words(ids, response)
+    assert words is not None
+    assert words.shape == (len(EXAMPLES), 32 + WIDTH)
+    torch.testing.assert_close(words[:, 32:], marks(ids, response, encoder.config.prompt_start))
+    assert encoder.words_projector is not None
+    torch.nn.init.normal_(encoder.words_projector.weight, std=0.1)
+    encoder.save_pretrained(tmp_path)
+    again = AirRepEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(EXAMPLES), encoder.encode(EXAMPLES))
+    encoder.tokenizer = None
+    with pytest.raises(InputError, match="has no tokenizer"):
+        encoder.add_response_words()
+
+
 def test_encoders_of_one_base_share_its_means(base: Path, encoder: AirRepEncoder) -> None:
     encoder.add_response_words()
     assert encoder.words_projector is not None
-    torch.nn.init.normal_(encoder.words_projector.weight)
+    torch.nn.init.normal_(encoder.words_projector.weight, std=0.1)
     # The same text, of which another part is the response.
     split = Example("split", EXAMPLES[2].prompt, "red red\nAnswer: red")
     moved = Example("moved", EXAMPLES[2].prompt + "\nAnswer: red red", "red")

@@ -16,7 +16,6 @@ from airrep.attributors.kernels import KERNELS
 from airrep.cli import main
 from airrep.config import (
     DataConfig,
-    DistilConfig,
     EvaluateConfig,
     RunConfig,
     SubsetConfig,
@@ -33,7 +32,7 @@ from airrep.run_methods import (
     needs_warm_up,
     teacher_scores,
 )
-from airrep.train_settings import TrainSettings
+from airrep.train_settings import DistilSettings, TrainSettings
 from data_builders.recipes import Recipe
 from tests.tiny_lm import save_tiny_lm
 from tests.tiny_models import tiny_encoder
@@ -163,11 +162,11 @@ def test_kernels_refuse_members_that_have_seen_the_labels(
 
 
 def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
-    config = replace(config, distil=DistilConfig("logra", steps=2))
+    config = replace(config, distil=DistilSettings("logra", pool_targets=5, steps=2))
     stages.train(config)
     folder = Path(config.output)
     teacher = np.load(folder / "distilled" / "teacher.npy")
-    assert teacher.shape == (8, 44)
+    assert teacher.shape == (6 + 5, 44)  # two of the eight are held out
     before = (folder / "distilled" / "teacher.npy").stat().st_mtime_ns
     stages.train(config)  # finished: nothing is computed again
     assert (folder / "distilled" / "teacher.npy").stat().st_mtime_ns == before
@@ -216,11 +215,14 @@ def test_tuning_that_can_try_nothing_says_so(config: RunConfig, tmp_path: Path, 
 
 
 def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Path) -> None:
-    wrong = replace(config, distil=DistilConfig(str(tmp_path / "scores.npy")))
+    wrong = replace(config, distil=DistilSettings(str(tmp_path / "scores.npy")))
     with pytest.raises(InputError, match="no method"):
         stages.train(wrong)
-    with pytest.raises(InputError, match="distil.steps is 0"):
-        check_run(replace(config, distil=DistilConfig("tfidf", steps=0)))
+    for name, value in (("steps", 0), ("pool_targets", -1), ("pool_per_step", 1)):
+        with pytest.raises(InputError, match=f"distil.{name} is {value}"):
+            check_run(replace(config, distil=DistilSettings("tfidf", **{name: value})))
+    with pytest.raises(InputError, match="distil.learning_rate is 0.0; give a number above 0"):
+        check_run(replace(config, distil=DistilSettings("tfidf", learning_rate=0.0)))
     with pytest.raises(InputError, match="no method 'logre'"):
         check_run(replace(config, evaluate=EvaluateConfig(params={"logre": {}})))
 
@@ -244,7 +246,8 @@ def test_features_of_an_evaluation_may_be_stored(config: RunConfig, tmp_path: Pa
 
 
 def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Path) -> None:
-    stages.train(replace(config, distil=DistilConfig("logra", steps=2)))  # as above
+    distil = DistilSettings("logra", pool_targets=5, steps=2)  # as above
+    stages.train(replace(config, distil=distil))
     stages.tune(config, methods="logra,ensemble", trials=1)
     assert "weights" in method_arguments(config, ["ensemble"])["ensemble"]
     params = PARAMS | {"ensemble": {"members": ["airrep", "tfidf"]}}
@@ -270,7 +273,7 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
 
 
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
-    config = replace(config, distil=DistilConfig("tfidf", steps=1), output=config.output)
+    config = replace(config, distil=DistilSettings("tfidf", steps=1), output=config.output)
     pool = [Example(str(i), f"thing {i}", "red") for i in range(4)]
     first = teacher_scores(config, "tfidf", pool, pool[:2])
     folder = Path(config.output) / "distilled"
@@ -326,9 +329,9 @@ def test_only_parameters_that_are_given_are_checked_before() -> None:
 
 def test_teachers_that_cannot_be(config: RunConfig) -> None:
     with pytest.raises(InputError, match="did you mean 'logra'"):
-        stages.train(replace(config, distil=DistilConfig("logre")))
+        stages.train(replace(config, distil=DistilSettings("logre")))
     with pytest.raises(InputError, match="needs the encoder that is to be trained"):
-        check_run(replace(config, distil=DistilConfig("airrep")))
+        check_run(replace(config, distil=DistilSettings("airrep")))
 
 
 def test_a_missing_encoder_is_noticed_before_the_warm_up(config: RunConfig, tmp_path: Path) -> None:

@@ -179,3 +179,11 @@ def test_errors() -> None:
         attention_pool_embeddings(torch.ones(4, 2), pool, members)
     with pytest.raises(InputError, match=r"9 embeddings of the pool and memberships of a pool of"):
         attention_pool_embeddings(torch.ones(4, 3), pool[:9], members)
+
+
+@pytest.mark.parametrize("rows", [[3, 0, 5, 5, 1], [2]])
+def test_subsets_of_one_example_are_its_scores(rows: list[int]) -> None:
+    targets, pool, _ = problem(4, 6, 1, 3.0, 0, torch.float64)
+    members = membership([np.asarray([row]) for row in rows], len(pool))
+    assert_streaming_is_dense(targets, pool, members, LEAST, 1e-12)
+    assert torch.equal(attention_pool_embeddings(targets, pool, members), targets @ pool[rows].T)

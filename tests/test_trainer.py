@@ -109,7 +109,7 @@ def test_answers_that_long_prompts_hide_are_learned_from_their_words(base: Path)
     labels = planted_labels(pool, targets, subsets=40, size=12)
     found = {}
     for words in (True, False):
-        settings = replace(QUICK, trainable_layers=0, response_words=words)
+        settings = replace(QUICK, trainable_layers=0, response_words=words, marks=False)
         encoder = AirRepEncoder.from_base(base)
         found[words] = train_encoder(encoder, pool, targets, labels, settings, None)
     with_words, without = (found[words].validation_lds or 0.0 for words in (True, False))
@@ -130,7 +130,7 @@ def spread_of(encoder: AirRepEncoder, settings: TrainSettings, pool=POOL, target
 def test_response_words_start_with_twice_the_texts_part(
     base: Path, run: Callable[..., TrainResult], scale: float | None
 ) -> None:
-    still = replace(STILL, start_scale=scale)
+    still = replace(STILL, start_scale=scale, marks=False)
     encoder = run(still).encoder
     if scale is not None:
         assert spread_of(encoder, still) == pytest.approx(scale, rel=1e-3)
@@ -143,7 +143,7 @@ def test_response_words_start_with_twice_the_texts_part(
     text = spread_of(encoder, still)
     if scale is None:
         untouched = AirRepEncoder.from_base(base)
-        untouched.add_response_words()
+        untouched.add_response_words(with_marks=False)
         assert text == pytest.approx(spread_of(untouched, still), rel=1e-3)
     encoder.words_projector = words
     torch.nn.init.zeros_(encoder.projector.weight)
@@ -155,7 +155,7 @@ def test_equal_responses_get_no_part_from_rounding(
     run: Callable[..., TrainResult], precision: Any
 ) -> None:
     pool, targets = ([replace(one, response="red") for one in some] for some in (POOL, TARGETS))
-    still = replace(STILL, mixed_precision=precision, start_scale=0.6)
+    still = replace(STILL, mixed_precision=precision, start_scale=0.6, marks=False)
     encoder = run(still, pool=pool, targets=targets).encoder
     assert spread_of(encoder, still, pool, targets) == pytest.approx(0.6, rel=0.05)
     assert encoder.words_projector is not None

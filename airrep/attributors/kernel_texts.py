@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,14 +81,6 @@ def mean_and_deviation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-
-def common_start(ids: Sequence[np.ndarray]) -> int:
-    """How many tokens all texts open with."""
-    least = min(map(len, ids))
-    heads = np.stack([one[:least] for one in ids])
-    differ = (heads != heads[0]).any(axis=0)
-    return int(np.argmax(differ)) if differ.any() else least
 
 
 def text_key(content: bytes) -> int:

@@ -18,13 +18,18 @@ from airrep.attributors.kernel_texts import (
     PlacedTexts,
     ReadTexts,
     Space,
-    common_start,
     mean_and_deviation,
     text_key,
 )
 from airrep.attributors.members import Member, WithMembers
 from airrep.attributors.words import matrix_state, restore_matrix
-from airrep.examples import Example, InputError, TokenizedExample, response_spans
+from airrep.examples import (
+    Example,
+    InputError,
+    TokenizedExample,
+    common_start,
+    response_spans,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +124,7 @@ class KernelsAttributor(WithMembers, AirRepAttributor):
             self.encoder_.means = self._means[1]
         if self.encoder_.words_projector is None:
             try:
-                self.encoder_.add_response_words()
+                self.encoder_.add_response_words(with_marks=False)
             except InputError as error:
                 raise NotApplicableError(f"kernels: {error}") from error
         self._fit_members(made, pool)

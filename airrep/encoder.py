@@ -216,6 +216,7 @@ class AirRepEncoder(PreTrainedModel):
         if not self.config.marks:
             return means
         own = marks(input_ids, response_mask, self.config.prompt_start)
+        own *= (words.shape[-1] / MARKS_WIDTH) ** 0.5  # as large as the words
         return torch.cat([means, own.to(means)], dim=1)
 
     def add_response_words(self, with_marks: bool = True) -> None:

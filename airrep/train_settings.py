@@ -26,8 +26,9 @@ class TrainSettings:
         response_words: whether the encoder reads the words of the response apart as well, beside
             the mean over all tokens, in which they are few. They start with twice the
             text's part in the scores. False adds none: the paper's encoder.
-        marks: whether it reads, with the response's words, what two texts have the very same: the
-            response, its first token, the prompt's first tokens (`airrep.marks`).
+        marks: whether it reads, with the response's words and as a half of their part, what two
+            texts have the very same: the response, its first token, the prompt's first tokens
+            (`airrep.marks`).
         start_scale: standard deviation that scores have before the first step; embeddings are
             centred on the pool's mean too. None leaves the encoder as it comes.
         learning_rate: AdamW's, after `warmup_steps` steps of linear warm-up; then constant.

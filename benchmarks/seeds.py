@@ -1,8 +1,9 @@
 """Learned encoders of several seeds against gradient methods, and both together.
 
     airrep labels --config configs/minimix.yaml
-    python benchmarks/seeds.py --config configs/minimix.yaml --variants base,distilled
-    python benchmarks/seeds.py --config configs/minimix.yaml --variants distilled --final
+    python benchmarks/seeds.py --config configs/minimix.yaml --variants base,text_alone
+    python benchmarks/seeds.py --config configs/minimix.yaml --variants distilled \
+        --distil.teacher logra --final
 
 Trains the encoder of a run's configuration once a seed and variant, and scores the run's targets by
 the gradient methods. Without `--final` it says how good the encoders are on the training labels
@@ -35,7 +36,7 @@ from airrep.attributors import method_class
 from airrep.attributors.ensemble import fit_weights, mix, reference_subsets, standardise
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
-from airrep.distillation import distil_encoder
+from airrep.distillation import Lesson, distil_encoder, distil_settings
 from airrep.encoder import sharing_means
 from airrep.examples import Example
 from airrep.holdout import held_out_labels
@@ -68,6 +69,7 @@ class Variant:
 VARIANTS = {
     "base": Variant(),
     "text_alone": Variant({"response_words": False}),
+    "no_marks": Variant({"marks": False}),
     "reliability": Variant({"target_weighting": "reliability"}),
     "dropout": Variant({"dropout": True}),
     "average": Variant({"average": 0.8}),
@@ -113,20 +115,26 @@ class Bench:
             self.files[name, seed] = self._scored(name, seed)
         return self.files[name, seed]
 
-    def _scored(self, name: str, seed: int) -> Path:
-        learns = "labels" in signature(method_class(name)).parameters
+    def _arguments(self, name: str, seed: int) -> dict[str, dict[str, Any]]:
         config = replace(self.config, train=replace(self.config.train, seed=seed))
         if needs_warm_up(config, [name]) and not self.warm_up.exists():
             warm_up(config)
-        arguments = method_arguments(config, [name])
+        return method_arguments(config, [name])
+
+    def _fitted(self, name: str, arguments: Mapping[str, dict[str, Any]]) -> Attributor:
+        attributor = self.made.setdefault(name, make_methods(arguments)[name])
+        for given, value in arguments[name].items():  # of this seed; what it has read stays
+            setattr(attributor, given, value)
+        return attributor.fit(self.pool)
+
+    def _scored(self, name: str, seed: int) -> Path:
+        learns = "labels" in signature(method_class(name)).parameters
+        arguments = self._arguments(name, seed)
         decides = [deciding(arguments[name]), fingerprint_models(arguments)]
         path = self._path(f"{name}-{seed}" if learns else name, decides)
         if not path.exists():
-            attributor = self.made.setdefault(name, make_methods(arguments)[name])
-            for given, value in arguments[name].items():  # of this seed; what it has read stays
-                setattr(attributor, given, value)
             start = time.perf_counter()
-            attributor.fit(self.pool)
+            attributor = self._fitted(name, arguments)
             fitted = time.perf_counter()
             scores = attributor.score(self.everyone)
             about = {
@@ -148,22 +156,33 @@ class Bench:
         """How the training went, and embeddings (pool, training and test targets)."""
         settings = self.settings(variant, seed)
         decides = [deciding(asdict(settings)), self.labels.fingerprint, self.encoder_fingerprint]
+        distil = self.config.distil
         if VARIANTS[variant].distils:
-            teacher = self._file(self.options.teacher, seed)
-            decides.append([teacher.name, self.options.distil_steps, self.options.distil_pool])
+            assert distil is not None
+            arguments = self._arguments(distil.teacher, seed)
+            decides += [asdict(distil), deciding(arguments[distil.teacher])]
+            decides.append(fingerprint_models(arguments))
         path = self._path(f"{variant}-{seed}", decides)
         if not path.exists():
             accelerator = Accelerator()
             start = time.perf_counter()
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
-            if VARIANTS[variant].distils:
-                scores = np.load(teacher)[: len(self.targets)]
+            if VARIANTS[variant].distils and distil is not None:
+                lesson = Lesson.choose(
+                    self.pool, self.targets, self.labels, settings, distil.pool_targets
+                )
+                asked = lesson.targets(self.pool, self.targets)
+                scores = self._fitted(distil.teacher, arguments).score(asked)
                 start = time.perf_counter()
-                first = replace(settings, max_steps=self.options.distil_steps)
-                first = replace(first, subsets_per_step=self.options.distil_pool)
                 taught = distil_encoder(
-                    encoder, self.pool, self.targets, scores, first, None, accelerator
+                    encoder,
+                    [self.pool[row] for row in lesson.pool_rows],
+                    asked,
+                    scores[:, lesson.pool_rows],
+                    distil_settings(settings, distil),
+                    None,
+                    accelerator,
                 )
                 encoder = taught.encoder
                 about["distil_seconds"] = time.perf_counter() - start
@@ -240,14 +259,11 @@ def main() -> None:
     parser.add_argument("--variants", default="base", help=f"of {', '.join(VARIANTS)}: a,b,c")
     parser.add_argument("--methods", default="logra", help="gradient and other methods: a,b,c")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teacher", default="logra", help="of the distilled variant")
-    parser.add_argument("--distil-steps", type=int, default=60)
-    parser.add_argument("--distil-pool", type=int, default=4000, help="pool examples a step")
     parser.add_argument("--final", action="store_true", help="read the test labels")
     parser.add_class_arguments(RunConfig)
     values = vars(parser.instantiate(parser.parse_args()))
     values.pop("config")
-    own = ("variants", "methods", "seeds", "teacher", "distil_steps", "distil_pool", "final")
+    own = ("variants", "methods", "seeds", "final")
     options = SimpleNamespace(**{key: values.pop(key) for key in own})
     bench = Bench(RunConfig(**values), options)
     variants, methods = options.variants.split(","), options.methods.split(",")
@@ -255,6 +271,8 @@ def main() -> None:
         parser.error(f"there is no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
     if options.seeds < 1:
         parser.error("give at least one seed")
+    if any(VARIANTS[name].distils for name in variants) and bench.config.distil is None:
+        parser.error("name the method to distil from: --distil.teacher logra")
     check_methods(methods)
     print(f"{len(bench.labels.subsets)} training labels, {options.seeds} seeds, {bench.device}\n")
     print("| variant | held-out LDS, mean | each | best step | s to it | s in all | GiB |")

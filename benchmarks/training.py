@@ -25,14 +25,14 @@ from jsonargparse import ArgumentParser
 
 from airrep.attributors import make_attributor
 from airrep.attributors.airrep import AirRepAttributor
-from airrep.distillation import distil_encoder
+from airrep.distillation import Lesson, distil_encoder, distil_settings
 from airrep.encoder import AirRepEncoder, sharing_means
 from airrep.label_store import Labels
 from airrep.learning_curve import CurveLabels, split_for_curve
 from airrep.metrics import Resamples, interval, lds_per_target, resampled_lds
 from airrep.provenance import git_revision, installed_versions, write_json_atomic
 from airrep.run_folder import RunFolder
-from airrep.train_settings import TrainSettings
+from airrep.train_settings import DistilSettings, TrainSettings
 from airrep.trainer import train_encoder
 from airrep.weights import resolve_model
 
@@ -57,6 +57,7 @@ class Variant:
 VARIANTS = {
     "base": Variant(),
     "text_alone": Variant({"response_words": False}),
+    "no_marks": Variant({"marks": False}),
     "fixed_scale": Variant({"scale_learning_rate": None}),
     "fixed_scale_0.6": Variant({"scale_learning_rate": None, "start_scale": 0.6}),
     "start_scale_1": Variant({"start_scale": 1.0}),
@@ -152,8 +153,13 @@ def train(
     labels = Labels(labels.subsets, labels.losses[rows], labels.numbers)
     encoder = new_encoder()
     if variant.teacher is not None:
-        scores = make_attributor(variant.teacher).fit(data.pool).score(targets)
-        encoder = distil_encoder(encoder, data.pool, targets, scores, own, None).encoder
+        distil = DistilSettings(variant.teacher)
+        lesson = Lesson.choose(data.pool, targets, labels, own, distil.pool_targets)
+        asked = lesson.targets(data.pool, targets)
+        scores = make_attributor(variant.teacher).fit(data.pool).score(asked)[:, lesson.pool_rows]
+        pool = [data.pool[row] for row in lesson.pool_rows]
+        taught = distil_encoder(encoder, pool, asked, scores, distil_settings(own, distil), None)
+        encoder = taught.encoder
     return train_encoder(encoder, data.pool, targets, labels, own, None, others=others).encoder
 
 

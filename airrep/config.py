@@ -255,7 +255,10 @@ def check_run(config: RunConfig, computes: bool = True) -> None:
     check_methods(config.evaluate.methods)
     check_methods(list(config.evaluate.params))
     if config.distil is not None:
-        check_distil(config.distil)
+        try:
+            check_distil(config.distil)
+        except InputError as error:
+            raise InputError(f"distil.{error}") from None
         if config.distil.teacher in ("airrep", "ensemble"):
             raise InputError(
                 f"distil.teacher is {config.distil.teacher!r}, which needs the encoder that is to "

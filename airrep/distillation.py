@@ -29,15 +29,17 @@ EVALUATE_EVERY = 10  # steps
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher is asked: rows of the training targets and of the pool that are targets, and
-    the rows of the pool that they are scored for.
+    """What a teacher is asked: the scores of `targets` for `pool`.
 
-    Targets whose labels training holds out are not among them, in the pool either, so that what
-    is measured on those labels stays true of targets that nobody has seen.
+    The targets are the training targets of `target_rows`, then examples of the pool; `pool` is the
+    whole pool's `pool_rows`. Targets whose labels training holds out are not among them, in the
+    pool either, so that what is measured on those labels stays true of targets that nobody has
+    seen.
     """
 
+    targets: list[Example]
+    pool: list[Example]
     target_rows: np.ndarray
-    pool_target_rows: np.ndarray
     pool_rows: np.ndarray
 
     @classmethod
@@ -53,16 +55,13 @@ class Lesson:
         of the pool."""
         own = hold_out(labels, settings).train_targets
         held = {_text(targets[row]) for row in np.setdiff1d(np.arange(len(targets)), own)}
-        asked = held | {_text(targets[row]) for row in own}
+        known = held | {_text(targets[row]) for row in own}
         rows = np.flatnonzero([_text(one) not in held for one in pool])
-        others = rows[[_text(pool[row]) not in asked for row in rows.tolist()]]
+        others = rows[[_text(pool[row]) not in known for row in rows.tolist()]]
         drawn = np.random.default_rng([settings.seed, LESSON]).permutation(len(others))
-        return cls(own, np.sort(others[drawn[:pool_targets]]), rows)
-
-    def targets(self, pool: Sequence[Example], targets: Sequence[Example]) -> list[Example]:
-        """The training targets, then those of the pool."""
-        own = [targets[row] for row in self.target_rows]
-        return [*own, *(pool[row] for row in self.pool_target_rows)]
+        chosen = np.sort(others[drawn[:pool_targets]])
+        asked = [*(targets[row] for row in own), *(pool[row] for row in chosen.tolist())]
+        return cls(asked, [pool[row] for row in rows.tolist()], own, rows)
 
 
 def distil_settings(settings: TrainSettings, distil: DistilSettings) -> TrainSettings:

@@ -118,19 +118,18 @@ def _distil(
     is_method = distil.teacher in available()
     count = distil.pool_targets if is_method else 0
     lesson = Lesson.choose(pool, targets, labels, config.train, count)
-    asked = lesson.targets(pool, targets)
     if is_method:
         with accelerator.main_process_first():  # the others read what it has stored
             _warm_up(config, [distil.teacher])
-            scores = teacher_scores(config, distil.teacher, pool, asked)
+            scores = teacher_scores(config, distil.teacher, pool, lesson.targets)
     elif Path(distil.teacher).exists():
         scores = read_teacher_scores(distil.teacher, pool, targets)[lesson.target_rows]
     else:
         check_methods([distil.teacher])  # says which names are near
     result = distil_encoder(
         encoder,
-        [pool[row] for row in lesson.pool_rows],
-        asked,
+        lesson.pool,
+        lesson.targets,
         scores[:, lesson.pool_rows],
         distil_settings(config.train, distil),
         RunFolder(Path(config.output)).path / "distilled",

@@ -178,19 +178,14 @@ def check_settings(settings: TrainSettings) -> None:
 
 def check_distil(distil: DistilSettings) -> None:
     """Raises InputError naming the first setting of distillation that makes no sense."""
-    for name, least in (
-        ("steps", 1),
-        ("pool_targets", 0),
-        ("targets_per_step", 1),
-        ("pool_per_step", 2),
-    ):
-        if getattr(distil, name) < least:
-            raise InputError(f"distil.{name} is {getattr(distil, name)}; give at least {least}.")
+    _check_least(distil, 0, "pool_targets")
+    _check_least(distil, 1, "steps", "targets_per_step")
+    _check_least(distil, 2, "pool_per_step")
     if distil.learning_rate is not None and not distil.learning_rate > 0:
-        raise InputError(f"distil.learning_rate is {distil.learning_rate}; give a number above 0.")
+        raise InputError(f"learning_rate is {distil.learning_rate}; give a number above 0.")
 
 
-def _check_least(settings: TrainSettings, least: int, *names: str) -> None:
+def _check_least(settings: TrainSettings | DistilSettings, least: int, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= least:
             raise InputError(f"{name} is {getattr(settings, name)}; give at least {least}.")

@@ -107,13 +107,9 @@ class Bench:
 
     def method(self, name: str, seed: int) -> np.ndarray:
         """A method's scores (training and test targets, pool); the seed is for what it learns."""
-        return np.load(self._file(name, seed))
-
-    def _file(self, name: str, seed: int) -> Path:
-        """Where those scores are, made if they are not there."""
         if (name, seed) not in self.files:
             self.files[name, seed] = self._scored(name, seed)
-        return self.files[name, seed]
+        return np.load(self.files[name, seed])
 
     def _arguments(self, name: str, seed: int) -> dict[str, dict[str, Any]]:
         config = replace(self.config, train=replace(self.config.train, seed=seed))
@@ -156,9 +152,8 @@ class Bench:
         """How the training went, and embeddings (pool, training and test targets)."""
         settings = self.settings(variant, seed)
         decides = [deciding(asdict(settings)), self.labels.fingerprint, self.encoder_fingerprint]
-        distil = self.config.distil
-        if VARIANTS[variant].distils:
-            assert distil is not None
+        distil = self.config.distil if VARIANTS[variant].distils else None
+        if distil is not None:
             arguments = self._arguments(distil.teacher, seed)
             decides += [asdict(distil), deciding(arguments[distil.teacher])]
             decides.append(fingerprint_models(arguments))
@@ -168,17 +163,16 @@ class Bench:
             start = time.perf_counter()
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
-            if VARIANTS[variant].distils and distil is not None:
+            if distil is not None:
                 lesson = Lesson.choose(
                     self.pool, self.targets, self.labels, settings, distil.pool_targets
                 )
-                asked = lesson.targets(self.pool, self.targets)
-                scores = self._fitted(distil.teacher, arguments).score(asked)
+                scores = self._fitted(distil.teacher, arguments).score(lesson.targets)
                 start = time.perf_counter()
                 taught = distil_encoder(
                     encoder,
-                    [self.pool[row] for row in lesson.pool_rows],
-                    asked,
+                    lesson.pool,
+                    lesson.targets,
                     scores[:, lesson.pool_rows],
                     distil_settings(settings, distil),
                     None,

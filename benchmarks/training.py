@@ -155,11 +155,15 @@ def train(
     if variant.teacher is not None:
         distil = DistilSettings(variant.teacher)
         lesson = Lesson.choose(data.pool, targets, labels, own, distil.pool_targets)
-        asked = lesson.targets(data.pool, targets)
-        scores = make_attributor(variant.teacher).fit(data.pool).score(asked)[:, lesson.pool_rows]
-        pool = [data.pool[row] for row in lesson.pool_rows]
-        taught = distil_encoder(encoder, pool, asked, scores, distil_settings(own, distil), None)
-        encoder = taught.encoder
+        scores = make_attributor(variant.teacher).fit(data.pool).score(lesson.targets)
+        encoder = distil_encoder(
+            encoder,
+            lesson.pool,
+            lesson.targets,
+            scores[:, lesson.pool_rows],
+            distil_settings(own, distil),
+            None,
+        ).encoder
     return train_encoder(encoder, data.pool, targets, labels, own, None, others=others).encoder
 
 

@@ -392,7 +392,12 @@ def test_response_embeddings_are_where_training_starts(encoders):
     same_answer = [replace(one, prompt="Why?") for one in POOL]
     other_answer = [replace(one, response="Because.") for one in POOL]
     answers, prompts = (np.diag(fitted.score(some)) for some in (same_answer, other_answer))
-    assert answers.mean() > prompts.mean() + 0.2  # words have twice the text's part
+    assert answers.mean() > prompts.mean() + 0.2  # openings have marks too
+    words = AirRepEncoder.from_base(encoders["embedding"])
+    words.add_response_words(with_marks=False)
+    plain = make_attributor("response_embedding", encoder=words, scale=0.7).fit(POOL)
+    answers, prompts = (np.diag(plain.score(some)) for some in (same_answer, other_answer))
+    assert (answers > prompts).all()  # words have twice the text's part
     untouched = AirRepEncoder.from_base(encoders["embedding"])
     again = make_attributor("response_embedding", encoder=untouched, scale=0.7).fit(POOL)
     np.testing.assert_allclose(again.score(POOL), scores, **CLOSE)

@@ -127,13 +127,13 @@ def test_held_out_targets_are_no_part_of_a_lesson() -> None:
     }
     for count in (0, 5, 1000):
         lesson = Lesson.choose(pool, TARGETS, labels, SETTINGS, count)
-        asked = lesson.targets(pool, TARGETS)
-        assert asked[: len(lesson.target_rows)] == [TARGETS[row] for row in lesson.target_rows]
-        assert len(lesson.target_rows) == 16
-        assert len(set(lesson.pool_target_rows.tolist())) == len(lesson.pool_target_rows)
-        assert len(lesson.pool_target_rows) == min(count, len(lesson.pool_target_rows))
-        texts = {(one.prompt, one.response) for one in asked}
-        texts |= {(pool[row].prompt, pool[row].response) for row in lesson.pool_rows}
+        asked, own = lesson.targets, len(lesson.target_rows)
+        assert asked[:own] == [TARGETS[row] for row in lesson.target_rows]
+        assert own == 16
+        assert len({one.id for one in asked[own:]}) == len(asked[own:])
+        assert len(asked[own:]) == min(count, len(asked[own:]))
+        assert lesson.pool == [pool[row] for row in lesson.pool_rows]
+        texts = {(one.prompt, one.response) for one in (*asked, *lesson.pool)}
         assert not texts & held
         rest = {(one.prompt, one.response) for one in pool} - held
         assert {(pool[row].prompt, pool[row].response) for row in lesson.pool_rows} == rest

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 from accelerate import Accelerator
 
+from airrep.attributor import Attributor
 from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
 from airrep.holdout import hold_out
@@ -25,6 +26,7 @@ from airrep.trainer import TrainResult, train_encoder
 LESSON = 4  # keeps the random numbers of a lesson's targets apart from those of training
 CLIP = 10.0  # standard deviations of a target's scores
 EVALUATE_EVERY = 10  # steps
+MOST_SCORES = 2**28  # of a lesson: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Lesson:
     """What a teacher is asked: the scores of `targets` for `pool`.
 
     The targets are the training targets of `target_rows`, then examples of the pool; `pool` is the
-    whole pool's `pool_rows`. Targets whose labels training holds out are not among them, in the
+    whole pool's `pool_rows`, which are drawn at random where all would make more than `MOST_SCORES`
+    scores. Targets whose labels training holds out are not among them, in the
     pool either, so that what is measured on those labels stays true of targets that nobody has
     seen.
     """
@@ -58,10 +61,20 @@ class Lesson:
         known = held | {_text(targets[row]) for row in own}
         rows = np.flatnonzero([_text(one) not in held for one in pool])
         others = rows[[_text(pool[row]) not in known for row in rows.tolist()]]
-        drawn = np.random.default_rng([settings.seed, LESSON]).permutation(len(others))
-        chosen = np.sort(others[drawn[:pool_targets]])
+        rng = np.random.default_rng([settings.seed, LESSON])
+        chosen = np.sort(others[rng.permutation(len(others))[:pool_targets]])
         asked = [*(targets[row] for row in own), *(pool[row] for row in chosen.tolist())]
+        most = max(1, MOST_SCORES // len(asked))
+        if len(rows) > most:
+            rows = np.sort(rng.choice(rows, most, replace=False))
         return cls(asked, [pool[row] for row in rows.tolist()], own, rows)
+
+    def scores(self, teacher: Attributor) -> np.ndarray:
+        """What a method that is fitted to the whole pool says: (targets, pool), float32."""
+        size = max(1, MOST_SCORES // teacher.pool_size_)
+        starts = range(0, len(self.targets), size)
+        blocks = (teacher.score(self.targets[start : start + size]) for start in starts)
+        return np.concatenate([block[:, self.pool_rows] for block in blocks])
 
 
 def distil_settings(settings: TrainSettings, distil: DistilSettings) -> TrainSettings:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from airrep.provenance import write_bytes_atomic, write_json_atomic
 from airrep.run_folder import RunFolder
 from airrep.tuning import check_same, tuned_params
 from airrep.weights import fingerprint_weights, resolve_model
+
+if TYPE_CHECKING:
+    from airrep.distillation import Lesson
 
 MODELS = ("encoder", "lm")  # parameters that name one model
 ENSEMBLE = "ensemble"
@@ -104,16 +107,17 @@ def fingerprint_models(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def teacher_scores(
-    config: RunConfig, name: str, pool: Sequence[Example], targets: Sequence[Example]
+    config: RunConfig, name: str, pool: Sequence[Example], lesson: "Lesson"
 ) -> np.ndarray:
-    """A method's scores (targets, pool), kept in the run's folder for as long as they are its."""
+    """A method's scores (targets, pool) of a lesson, kept in the run's folder for as long as they
+    are its; `pool` is the whole pool, which the method is fitted to."""
     folder = Path(config.output) / "distilled"
     arguments = method_arguments(config, [name])
     inputs = {
         "arguments": arguments,
         "models": fingerprint_models(arguments),
         "pool": fingerprint_examples(pool),
-        "targets": fingerprint_examples(targets),
+        "lesson": [fingerprint_examples(some) for some in (lesson.targets, lesson.pool)],
     }
     inputs = json.loads(json.dumps(inputs, default=str))
     file, about = folder / "teacher.npy", folder / "teacher.json"
@@ -121,7 +125,7 @@ def teacher_scores(
         if json.loads(about.read_text("utf-8"))["inputs"] == inputs:
             return np.load(file, allow_pickle=False)
     started = time.perf_counter()
-    scores = make_methods(arguments)[name].fit(pool).score(targets)
+    scores = lesson.scores(make_methods(arguments)[name].fit(pool))
     folder.mkdir(parents=True, exist_ok=True)
     about.unlink(missing_ok=True)
     content = io.BytesIO()

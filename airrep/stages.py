@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
@@ -121,16 +123,17 @@ def _distil(
     if is_method:
         with accelerator.main_process_first():  # the others read what it has stored
             _warm_up(config, [distil.teacher])
-            scores = teacher_scores(config, distil.teacher, pool, lesson.targets)
+            scores = teacher_scores(config, distil.teacher, pool, lesson)
     elif Path(distil.teacher).exists():
-        scores = read_teacher_scores(distil.teacher, pool, targets)[lesson.target_rows]
+        given = read_teacher_scores(distil.teacher, pool, targets)
+        scores = given[np.ix_(lesson.target_rows, lesson.pool_rows)]
     else:
         check_methods([distil.teacher])  # says which names are near
     result = distil_encoder(
         encoder,
         lesson.pool,
         lesson.targets,
-        scores[:, lesson.pool_rows],
+        scores,
         distil_settings(config.train, distil),
         RunFolder(Path(config.output)).path / "distilled",
         accelerator,

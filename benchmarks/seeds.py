@@ -167,13 +167,13 @@ class Bench:
                 lesson = Lesson.choose(
                     self.pool, self.targets, self.labels, settings, distil.pool_targets
                 )
-                scores = self._fitted(distil.teacher, arguments).score(lesson.targets)
+                scores = lesson.scores(self._fitted(distil.teacher, arguments))
                 start = time.perf_counter()
                 taught = distil_encoder(
                     encoder,
                     lesson.pool,
                     lesson.targets,
-                    scores[:, lesson.pool_rows],
+                    scores,
                     distil_settings(settings, distil),
                     None,
                     accelerator,

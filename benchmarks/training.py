@@ -155,12 +155,12 @@ def train(
     if variant.teacher is not None:
         distil = DistilSettings(variant.teacher)
         lesson = Lesson.choose(data.pool, targets, labels, own, distil.pool_targets)
-        scores = make_attributor(variant.teacher).fit(data.pool).score(lesson.targets)
+        scores = lesson.scores(make_attributor(variant.teacher).fit(data.pool))
         encoder = distil_encoder(
             encoder,
             lesson.pool,
             lesson.targets,
-            scores[:, lesson.pool_rows],
+            scores,
             distil_settings(own, distil),
             None,
         ).encoder

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from training_task import TOPICS, planted_examples, planted_labels
 
+from airrep import distillation
+from airrep.attributors.tfidf import TfidfAttributor
 from airrep.distillation import (
     Lesson,
     distil_encoder,
@@ -139,6 +141,30 @@ def test_held_out_targets_are_no_part_of_a_lesson() -> None:
         assert {(pool[row].prompt, pool[row].response) for row in lesson.pool_rows} == rest
         if count == 1000:
             assert {(one.prompt, one.response) for one in asked} == rest
+
+
+def test_a_lesson_of_a_large_pool_is_a_sample_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
+    teacher = TfidfAttributor().fit(POOL)
+    whole = Lesson.choose(POOL, TARGETS, labels, SETTINGS, 5)
+    assert len(whole.pool) == len(POOL)
+    asked, score = [], TfidfAttributor.score
+    monkeypatch.setattr(
+        TfidfAttributor,
+        "score",
+        lambda self, targets: (asked.append(len(targets)), score(self, targets))[1],
+    )
+    monkeypatch.setattr(distillation, "MOST_SCORES", 12 * len(whole.targets))
+    lesson = Lesson.choose(POOL, TARGETS, labels, SETTINGS, 5)
+    assert lesson.targets == whole.targets
+    assert len(lesson.pool) == 12
+    assert lesson.pool == [POOL[row] for row in lesson.pool_rows]
+    # Blocks of targets, none of which has more scores for the whole pool.
+    found = lesson.scores(teacher)
+    assert sum(asked) == len(whole.targets)
+    assert max(asked) * len(POOL) <= 12 * len(whole.targets)
+    expected = score(teacher, whole.targets)[:, lesson.pool_rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_how_an_example_helps_itself_does_not_decide(base: Path) -> None:

@@ -14,6 +14,8 @@ from tiny_lm import VOCABULARY, save_tiny_lm, tiny_tokenizer
 from torch.nn import functional as F
 
 from airrep.attributor import Attributor
+from airrep.attributors import gradient
+from airrep.attributors.datainf import DataInfAttributor
 from airrep.attributors.grad_cos import GradCosAttributor
 from airrep.attributors.grad_dot import GradDotAttributor
 from airrep.attributors.language_model import open_lm
@@ -24,6 +26,7 @@ from airrep.attributors.tracin import TracInAttributor
 from airrep.attributors.trak import TRAKAttributor
 from airrep.examples import InputError, lm_template, tokenize_examples
 from airrep.gradients.layers import linear_layers
+from airrep.gradients.per_example import GradientModel
 from airrep.gradients.projections import SignProjection, random_projections
 from airrep.gradients.store import GradientStore
 from airrep.lm import load_lm
@@ -213,13 +216,13 @@ def test_logra_of_biases_is_of_what_could_be_added_to_outputs(lm, rank):
 def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
     found = LoGraAttributor(llama, projection_rank=3).fit(POOL)
     ran = []
-    gradients = LoGraAttributor._gradients
+    write = LoGraAttributor._write
 
-    def counted(self, model, tokens):
-        ran.append(len(tokens))
-        return gradients(self, model, tokens)
+    def counted(self, store, rows, *how):
+        ran.append(len(rows))
+        write(self, store, rows, *how)
 
-    monkeypatch.setattr(LoGraAttributor, "_gradients", counted)
+    monkeypatch.setattr(LoGraAttributor, "_write", counted)
     first = found.score(TARGETS[:2])
     both = found.score([*TARGETS[1:], TARGETS[0], TARGETS[1]])
     assert ran == [2, len(TARGETS) - 2]
@@ -239,15 +242,16 @@ def test_targets_of_the_pool_have_its_features(method, llama, tmp_path, monkeypa
     found = small(method, llama).fit(POOL)
     found.save(tmp_path)
     expected = Attributor.load(tmp_path).score([*POOL[:3], TARGETS[0]])  # runs all of them
-    ran = []
-    gradients = method._gradients
+    ran, backward = [], GradientModel.backward
     monkeypatch.setattr(
-        method,
-        "_gradients",
-        lambda self, model, tokens: (ran.append(len(tokens)), gradients(self, model, tokens))[1],
+        GradientModel,
+        "backward",
+        lambda self, examples: (ran.append(len(examples)), backward(self, examples))[1],
     )
     check(found.score([*POOL[:3], TARGETS[0]]), expected)
-    assert ran == [4 if method is LESSAttributor else 1]  # LESS makes other features of the pool
+    assert sum(ran) == (
+        4 if method is LESSAttributor else 1
+    )  # LESS makes other features of the pool
 
 
 def test_logra_with_much_damping_is_grad_cos(llama):
@@ -437,8 +441,9 @@ def test_a_stopped_fit_goes_on(llama, tmp_path, method, monkeypatch):
         "write",
         lambda self, rows, *content: (written.append(rows), write(self, rows, *content)),
     )
-    found = small(method, llama, **settings).fit(POOL).score(TARGETS)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    fitted = small(method, llama, **settings).fit(POOL)
+    monkeypatch.undo()
+    np.testing.assert_allclose(fitted.score(TARGETS), expected, **CLOSE)
     assert len(first)
     np.testing.assert_array_equal(np.sort(np.concatenate(written)), np.arange(len(POOL)))
 
@@ -448,10 +453,10 @@ def test_workers_share_the_pool(llama, tmp_path, monkeypatch):
     for rows in (range(5), range(5, 12)):
         small(LoGraAttributor, llama, **settings).store_features(POOL, rows)
     monkeypatch.setattr(GradientStore, "write", None)
-    found = small(LoGraAttributor, llama, **settings).fit(POOL).score(TARGETS)
+    fitted = small(LoGraAttributor, llama, **settings).fit(POOL)
     monkeypatch.undo()
     expected = small(LoGraAttributor, llama, projection="pca").fit(POOL).score(TARGETS)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    np.testing.assert_allclose(fitted.score(TARGETS), expected, **CLOSE)
     with pytest.raises(InputError, match="store_features needs a folder; give one as `store`"):
         small(LoGraAttributor, llama).store_features(POOL, range(5))
 
@@ -486,6 +491,55 @@ def test_methods_share_features_that_are_the_same_and_no_others(llama, tmp_path)
     assert made(GradDotAttributor, store_dtype="float16") == 6
     assert made(TRAKAttributor) == 7
     assert made(GradDotAttributor) == 7
+
+
+def test_methods_share_the_features_of_targets_too(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient, "STORED_TARGETS", len(TARGETS))
+    passes, backward = [], GradientModel.backward
+
+    def counted(self, examples, *others):
+        passes.append(len(examples))
+        return backward(self, examples, *others)
+
+    monkeypatch.setattr(GradientModel, "backward", counted)
+    settings = {"projection_rank": 4, "store": tmp_path}
+    for method in (LoGraAttributor, GradCosAttributor, DataInfAttributor):
+        small(method, llama, **settings).fit(POOL).score(TARGETS)
+    assert sum(passes) == len(POOL) + len(TARGETS)
+    # A method with another pass over the pool has targets' features of its own.
+    small(LESSAttributor, llama, **settings).fit(POOL).score(TARGETS)
+    small(TRAKAttributor, llama, **settings).fit(POOL).score(TARGETS)
+    monkeypatch.undo()
+    for method in (LoGraAttributor, DataInfAttributor, LESSAttributor, TRAKAttributor):
+        stored = small(method, llama, **settings).fit(POOL).score(TARGETS)
+        memory = small(method, llama, projection_rank=4).fit(POOL).score(TARGETS)
+        np.testing.assert_allclose(stored, memory, **CLOSE)
+
+
+def test_a_stopped_pass_over_targets_goes_on(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient, "STORED_TARGETS", len(TARGETS))
+    fitted = small(LoGraAttributor, llama, store=tmp_path, batch_tokens=1).fit(POOL)
+    asked, backward = [], GradientModel.backward
+
+    def stop_after_one(self, examples, *others):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(len(examples))
+        return backward(self, examples, *others)
+
+    monkeypatch.setattr(GradientModel, "backward", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.score(TARGETS)
+    asked.clear()
+    monkeypatch.setattr(
+        GradientModel,
+        "backward",
+        lambda self, examples: (asked.append(len(examples)), backward(self, examples))[1],
+    )
+    found = fitted.score(TARGETS)
+    assert sum(asked) == len(TARGETS) - 1
+    expected = small(LoGraAttributor, llama).fit(POOL).score(TARGETS)
+    np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_a_saved_method_finds_its_model_and_its_features_from_anywhere(

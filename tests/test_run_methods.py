@@ -21,6 +21,7 @@ from airrep.config import (
     SubsetConfig,
     check_run,
 )
+from airrep.distillation import Lesson
 from airrep.examples import Example, InputError, write_examples
 from airrep.label_stages import make_labels, warm_up
 from airrep.reading import read_examples
@@ -166,7 +167,8 @@ def test_distilled_trained_tuned_and_evaluated(config: RunConfig) -> None:
     stages.train(config)
     folder = Path(config.output)
     teacher = np.load(folder / "distilled" / "teacher.npy")
-    assert teacher.shape == (6 + 5, 44)  # two of the eight are held out
+    # Two of the eight targets are held out, of the pool too.
+    assert teacher.shape == (6 + 5, 44 - 2)
     before = (folder / "distilled" / "teacher.npy").stat().st_mtime_ns
     stages.train(config)  # finished: nothing is computed again
     assert (folder / "distilled" / "teacher.npy").stat().st_mtime_ns == before
@@ -275,12 +277,16 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
     config = replace(config, distil=DistilSettings("tfidf", steps=1), output=config.output)
     pool = [Example(str(i), f"thing {i}", "red") for i in range(4)]
-    first = teacher_scores(config, "tfidf", pool, pool[:2])
+    lesson = Lesson(pool[:2], pool[1:], np.arange(2), np.arange(1, 4))
+    first = teacher_scores(config, "tfidf", pool, lesson)
     folder = Path(config.output) / "distilled"
     (folder / "teacher.npy").write_bytes(b"nothing")
-    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)
+    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, lesson), first)
     (folder / "teacher.json").write_text("{")
-    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, pool[:2]), first)
+    np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, lesson), first)
+    # Of another lesson it is asked anew.
+    other = Lesson(pool[:2], pool[:3], np.arange(2), np.arange(3))
+    assert not np.array_equal(teacher_scores(config, "tfidf", pool, other), first)
 
 
 @pytest.mark.parametrize(

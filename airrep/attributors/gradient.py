@@ -22,13 +22,14 @@ from airrep.device import pick_device
 from airrep.examples import Example, InputError, TokenizedExample, fingerprint_examples, lm_template
 from airrep.gradients.layer_gradient import LayerGradient
 from airrep.gradients.layers import linear_layers
-from airrep.gradients.per_example import BatchGradients, GradientModel, Projections
+from airrep.gradients.per_example import GradientModel, Projections
 from airrep.gradients.projections import flat_features, projected_shapes, random_projections
 from airrep.gradients.store import GradientStore
 
 Arrays = dict[str, np.ndarray]
 Tokens = Sequence[TokenizedExample]
-KNOWN_BYTES = 2**30  # of targets' features that are kept, for each draw
+KNOWN_BYTES = 2**30  # of targets' features that are kept in memory, for each draw
+STORED_TARGETS = 32  # asked at once, from which on their features go to disk beside the pool's
 # Makes features (B, d) of a batch's gradients by layer.
 MakeFeatures = Callable[[Mapping[str, LayerGradient]], torch.Tensor]
 
@@ -86,8 +87,9 @@ class FeatureAttributor(GradientAttributor):
     `projection_rank`: to how many numbers each side of a layer's gradient is projected (None: not
     at all, for small models). `seed`: of the projections. `store`: a folder for pools' features,
     each in a folder of its own by what it depends on, so that methods with the same features share
-    it. They then are not in what `save` writes; a stopped `fit` goes on from them. `store_dtype`:
-    float32, float16, bfloat16 or int8.
+    it, and for those of many targets asked at once. They then are not in what `save` writes; a
+    stopped `fit` or `score` goes on from them. `store_dtype`, of the pool's: float32, float16,
+    bfloat16 or int8.
     """
 
     _: KW_ONLY
@@ -172,8 +174,7 @@ class FeatureAttributor(GradientAttributor):
         with self._gradient_model(opened) as model:
             width = self._width(projected_shapes(model.shapes, self.projection_rank))
             about = self._about_features(opened, pool, seed)
-            folder = self._folder(len(pool), width, about)
-            store = GradientStore(len(pool), width, about, folder, self.store_dtype)
+            store = self._open_store(len(pool), width, about, self.store_dtype)
             arrays = store.keep(
                 "projections", lambda: _sides(self._projections(model, seed, tokens))
             )
@@ -185,8 +186,7 @@ class FeatureAttributor(GradientAttributor):
             missing = np.intersect1d(store.missing(), rows)
             if len(missing):
                 make = self._pool_maker(opened, model, seed, tokens)
-                for part, gradients in self._gradients(model, [tokens[row] for row in missing]):
-                    store.write(missing[part], make(gradients.layers), gradients.doubt)
+                self._write(store, missing, tokens, model, make)
             if not len(store.missing()):
                 arrays.update(self._learn(store, model, tokens))
         return features
@@ -235,25 +235,40 @@ class FeatureAttributor(GradientAttributor):
         asked = {key: one for key, one in zip(keys, tokens, strict=True) if key not in found}
         if asked:
             new = list(asked)
-            with self._gradient_model(opened) as model:
-                model.projections = pool.projections(model.device)
-                make = self._maker(model, pool.seed)
-                for rows, gradients in self._gradients(model, list(asked.values())):
-                    features = make(gradients.layers).float().cpu()
-                    # Each for itself, so that one that is not kept takes no memory.
-                    found |= {
-                        new[row]: one.clone() for row, one in zip(rows, features, strict=True)
-                    }
+            store = self._target_store(new, pool)
+            missing = store.missing()
+            if len(missing):
+                with self._gradient_model(opened) as model:
+                    model.projections = pool.projections(model.device)
+                    make = self._maker(model, pool.seed)
+                    self._write(store, missing, list(asked.values()), model, make)
+            # Each row for itself, so that one that is not kept takes no memory.
+            found |= {key: store.row(row) for row, key in enumerate(new)}
             room = KNOWN_BYTES // (4 * pool.store.width) - len(pool.known)
             pool.known |= {key: found[key] for key in new[: max(0, room)]}
         return torch.stack([found[key] for key in keys]).to(pick_device(self.device))
 
-    def _gradients(
-        self, model: GradientModel, tokens: Tokens
-    ) -> Iterator[tuple[np.ndarray, BatchGradients]]:
-        """Rows, and their gradients, of all tokens in batches."""
-        for rows in self._batches(tokens):
-            yield rows, model.backward([tokens[row] for row in rows])
+    def _target_store(self, keys: Sequence[int], pool: PoolFeatures) -> GradientStore:
+        """Where the features of targets, told by the hashes of their tokens, are or will be."""
+        digest = sha256(np.asarray(keys).tobytes()).hexdigest()
+        about = {**pool.store.about, "targets": digest}
+        if len(keys) < STORED_TARGETS:
+            return GradientStore(len(keys), pool.store.width, about)
+        return self._open_store(len(keys), pool.store.width, about, "float32")
+
+    def _write(
+        self,
+        store: GradientStore,
+        rows: np.ndarray,
+        tokens: Tokens,
+        model: GradientModel,
+        make: MakeFeatures,
+    ) -> None:
+        """Writes what `make` says of these rows of the tokens, in batches."""
+        some = [tokens[row] for row in rows]
+        for part in self._batches(some):
+            gradients = model.backward([some[row] for row in part])
+            store.write(rows[part], make(gradients.layers), gradients.doubt)
 
     def _sample(self, pool: Tokens, count: int) -> Iterator[list[TokenizedExample]]:
         """Batches of `count` examples of the pool, chosen by their hash: in whatever order the
@@ -264,12 +279,23 @@ class FeatureAttributor(GradientAttributor):
         for rows in self._batches(chosen, "statistics"):
             yield [chosen[row] for row in rows]
 
-    def _folder(self, rows: int, width: int, about: Mapping[str, Any]) -> Path | None:
+    def _folder(self, rows: int, width: int, about: Mapping[str, Any], dtype: str) -> Path | None:
         """Where features are, named by all that decides them."""
         if self.store is None:
             return None
-        inputs = json.dumps([rows, width, self.store_dtype, about], sort_keys=True, default=str)
+        inputs = json.dumps([rows, width, dtype, about], sort_keys=True, default=str)
         return Path(self.store) / f"features-{sha256(inputs.encode()).hexdigest()[:16]}"
+
+    def _open_store(
+        self,
+        rows: int,
+        width: int,
+        about: Mapping[str, Any],
+        dtype: str,
+        records: np.ndarray | None = None,
+    ) -> GradientStore:
+        folder = self._folder(rows, width, about, dtype)
+        return GradientStore(rows, width, about, folder, dtype, records)
 
     # Saving
 
@@ -293,12 +319,13 @@ class FeatureAttributor(GradientAttributor):
             own = _below(state, str(number))
             rows, width = own.pop("shape").tolist()
             about = json.loads(unpack_text(own.pop("about"))[0])
-            folder, records = self._folder(rows, width, about), own.pop("records", None)
+            folder = self._folder(rows, width, about, self.store_dtype)
             if folder is not None and not folder.is_dir():
                 raise InputError(
                     f"The features of the pool are not in {folder} any more; fit the method again."
                 )
-            store = GradientStore(rows, width, about, folder, self.store_dtype, records)
+            records = own.pop("records", None)
+            store = self._open_store(rows, width, about, self.store_dtype, records)
             self.features_.append(PoolFeatures(checkpoint, seed, store, own))
 
     def _saved_params(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Distillation: the encoder learns another method's scores before it sees any label.
 
 The score of a pair costs no fine-tuning run, so a teacher that is slow to ask, such as a gradient
-method, can give many more of them than there are labels. The encoder learns the teacher's faults
-too, and the labels that come after may be too few to undo them: compare with training from the
-untrained encoder by LDS on held-out labels.
+method, can label as many random subsets as are wanted, for as many targets. The encoder learns the
+teacher's faults too, and the labels that come after may be too few to undo them: compare with
+training from the untrained encoder by LDS on held-out labels.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from airrep.attributor import Attributor
@@ -19,31 +20,32 @@ from airrep.encoder import AirRepEncoder
 from airrep.examples import Example, InputError
 from airrep.holdout import hold_out
 from airrep.label_store import Labels
+from airrep.pooling import membership, pool_scores
 from airrep.score_files import read_scores
 from airrep.train_settings import DistilSettings, TrainSettings
 from airrep.trainer import TrainResult, train_encoder
 
 LESSON = 4  # keeps the random numbers of a lesson's targets apart from those of training
 CLIP = 10.0  # standard deviations of a target's scores
-EVALUATE_EVERY = 10  # steps
-MOST_SCORES = 2**28  # of a lesson: 1 GiB
+EVALUATE_EVERY = 20  # steps
+MOST_SCORES = 2**28  # that a teacher is asked for at once: 1 GiB
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher is asked: the scores of `targets` for `pool`.
+    """What a teacher is asked: the scores of `targets` for `pool`, which label `subsets` of it.
 
     The targets are the training targets of `target_rows`, then examples of the pool; `pool` is the
-    whole pool's `pool_rows`, which are drawn at random where all would make more than `MOST_SCORES`
-    scores. Targets whose labels training holds out are not among them, in the
-    pool either, so that what is measured on those labels stays true of targets that nobody has
-    seen.
+    whole pool's `pool_rows`, and subsets are of its rows. Targets whose labels training holds out
+    are not among them, in the pool either, so that what is measured on those labels stays true of
+    targets that nobody has seen.
     """
 
     targets: list[Example]
     pool: list[Example]
     target_rows: np.ndarray
     pool_rows: np.ndarray
+    subsets: list[np.ndarray]
 
     @classmethod
     def choose(
@@ -52,22 +54,25 @@ class Lesson:
         targets: Sequence[Example],
         labels: Labels,
         settings: TrainSettings,
-        pool_targets: int,
+        distil: DistilSettings,
     ) -> Self:
-        """All training targets that `settings` do not hold out, and at most `pool_targets` others
-        of the pool."""
+        """All training targets that `settings` do not hold out, others of the pool, and random
+        subsets as large as those of the labels, but at most half of the lesson's pool."""
         own = hold_out(labels, settings).train_targets
         held = {_text(targets[row]) for row in np.setdiff1d(np.arange(len(targets)), own)}
         known = held | {_text(targets[row]) for row in own}
         rows = np.flatnonzero([_text(one) not in held for one in pool])
         others = rows[[_text(pool[row]) not in known for row in rows.tolist()]]
         rng = np.random.default_rng([settings.seed, LESSON])
-        chosen = np.sort(others[rng.permutation(len(others))[:pool_targets]])
+        chosen = np.sort(others[rng.permutation(len(others))[: distil.pool_targets]])
         asked = [*(targets[row] for row in own), *(pool[row] for row in chosen.tolist())]
-        most = max(1, MOST_SCORES // len(asked))
-        if len(rows) > most:
-            rows = np.sort(rng.choice(rows, most, replace=False))
-        return cls(asked, [pool[row] for row in rows.tolist()], own, rows)
+        rows = np.sort(rng.permutation(rows)[: distil.pool_examples])
+        size = int(np.median([len(subset) for subset in labels.subsets]))
+        size = max(1, min(size, len(rows) // 2))
+        subsets = [
+            np.sort(rng.choice(len(rows), size, replace=False)) for _ in range(distil.subsets)
+        ]
+        return cls(asked, [pool[row] for row in rows.tolist()], own, rows, subsets)
 
     def scores(self, teacher: Attributor) -> np.ndarray:
         """What a method that is fitted to the whole pool says: (targets, pool), float32."""
@@ -76,57 +81,76 @@ class Lesson:
         blocks = (teacher.score(self.targets[start : start + size]) for start in starts)
         return np.concatenate([block[:, self.pool_rows] for block in blocks])
 
+    def labels(self, scores: np.ndarray) -> Labels:
+        """The teacher's labels: a subset helps a target as much as its examples do, by `scores`
+        (targets, pool), on average.
+
+        A score that is further than `CLIP` standard deviations from its target's mean counts as
+        one that is as far: a target that is itself in the pool is most of what it helps. Raises
+        InputError for scores of another shape.
+        """
+        if scores.shape != (len(self.targets), len(self.pool)):
+            raise InputError(
+                f"The teacher's scores have shape {scores.shape} for {len(self.targets)} targets "
+                f"and {len(self.pool)} pool examples; give a row a target and a column a pool "
+                "example."
+            )
+        scores = np.asarray(scores, dtype=np.float32)
+        mean, spread = scores.mean(axis=1, keepdims=True), scores.std(axis=1, keepdims=True)
+        clipped = torch.from_numpy(np.clip(scores, mean - CLIP * spread, mean + CLIP * spread))
+        sums = pool_scores(clipped, membership(self.subsets, len(self.pool)), "sum").numpy()
+        sizes = np.array([len(subset) for subset in self.subsets], dtype=np.float32)
+        # A loss is low where a subset helps.
+        return Labels(self.subsets, -sums / sizes, np.arange(len(self.subsets)))
+
 
 def distil_settings(settings: TrainSettings, distil: DistilSettings) -> TrainSettings:
     """How the encoder learns from a teacher where it learns from labels by `settings`."""
     rate = distil.learning_rate
     if rate is None:
-        rate = settings.learning_rate * (10 if settings.trainable_layers == 0 else 1)
+        rate = settings.learning_rate * (3 if settings.trainable_layers == 0 else 1)
     return replace(
         settings,
         target_weighting=None,
         learning_rate=rate,
         max_steps=distil.steps,
         targets_per_step=distil.targets_per_step,
-        subsets_per_step=distil.pool_per_step,
+        subsets_per_step=distil.subsets_per_step,
         evaluate_every=EVALUATE_EVERY,
     )
 
 
+def taught_settings(settings: TrainSettings) -> TrainSettings:
+    """How an encoder that a teacher has taught learns from labels: it starts as it is, for how
+    sharp its attention should be it has learned already."""
+    return replace(settings, start_scale=None)
+
+
 def distil_encoder(
     encoder: AirRepEncoder,
-    pool: Sequence[Example],
-    targets: Sequence[Example],
-    teacher_scores: np.ndarray,
+    lesson: Lesson,
+    scores: np.ndarray,
     settings: TrainSettings,
+    distil: DistilSettings,
     output: Path | None,
     accelerator: Accelerator | None = None,
 ) -> TrainResult:
-    """Trains the encoder, in place, to score pool examples as a teacher does.
+    """Trains the encoder, in place, to score a lesson's subsets as a teacher does.
 
-    `teacher_scores` (targets, pool), higher = more helpful, may come from any attributor, and the
-    targets may be any examples. This is `train_encoder` with subsets of one pool example each,
-    whose label is the teacher's score: the objective runs over the pool, `subsets_per_step` is
-    the pool examples a step, held-out pool examples and targets choose the step, and LDS is the
-    rank correlation with the teacher. Targets all weigh the same. A score that is further than
-    `CLIP` standard deviations from its target's mean counts as one that is as far: a target that
-    is itself in the pool is most of what it helps. Raises InputError for scores of another shape,
-    and where `train_encoder` does.
+    `scores` (targets, pool), higher = more helpful, may come from any attributor. This is
+    `train_encoder` with the teacher's labels: held-out subsets and targets of the lesson choose the
+    step, and LDS is the rank correlation with the teacher. Targets all weigh the same. Raises
+    InputError for scores of another shape, and where `train_encoder` does.
     """
-    if teacher_scores.shape != (len(targets), len(pool)):
-        raise InputError(
-            f"The teacher's scores have shape {teacher_scores.shape} for {len(targets)} targets "
-            f"and {len(pool)} pool examples; give a row a target and a column a pool example."
-        )
-    scores = np.asarray(teacher_scores, dtype=np.float32)
-    mean, spread = scores.mean(axis=1, keepdims=True), scores.std(axis=1, keepdims=True)
-    scores = np.clip(scores, mean - CLIP * spread, mean + CLIP * spread)
-    singles = Labels(
-        list(np.arange(len(pool))[:, None]),
-        -scores,  # a loss is low where an example helps
-        np.arange(len(pool)),
+    return train_encoder(
+        encoder,
+        lesson.pool,
+        lesson.targets,
+        lesson.labels(scores),
+        distil_settings(settings, distil),
+        output,
+        accelerator,
     )
-    return train_encoder(encoder, pool, targets, singles, settings, output, accelerator)
 
 
 def read_teacher_scores(

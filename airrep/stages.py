@@ -46,6 +46,7 @@ def train(config: RunConfig) -> None:
     """Trains the encoder on the training labels that exist."""
     from accelerate import Accelerator
 
+    from airrep.distillation import taught_settings
     from airrep.encoder import AirRepEncoder
     from airrep.trainer import train_encoder
 
@@ -63,10 +64,12 @@ def train(config: RunConfig) -> None:
         _say_missing(store, labels)
     encoder = AirRepEncoder.from_base(resolve_model(config.encoder))
     pool, targets = folder.read_labelled("train", store)
+    settings = config.train
     if config.distil is not None:
         encoder = _distil(config, config.distil, encoder, pool, targets, labels, accelerator)
+        settings = taught_settings(settings)
     result = train_encoder(
-        encoder, pool, targets, labels, config.train, folder.path, accelerator, others=others
+        encoder, pool, targets, labels, settings, folder.path, accelerator, others=others
     )
     if accelerator.is_main_process:
         held_out = (
@@ -113,13 +116,12 @@ def _distil(
     from airrep.distillation import (
         Lesson,
         distil_encoder,
-        distil_settings,
         read_teacher_scores,
     )
 
     is_method = distil.teacher in available()
-    count = distil.pool_targets if is_method else 0
-    lesson = Lesson.choose(pool, targets, labels, config.train, count)
+    own = distil if is_method else dataclasses.replace(distil, pool_targets=0)
+    lesson = Lesson.choose(pool, targets, labels, config.train, own)
     if is_method:
         with accelerator.main_process_first():  # the others read what it has stored
             _warm_up(config, [distil.teacher])
@@ -131,17 +133,17 @@ def _distil(
         check_methods([distil.teacher])  # says which names are near
     result = distil_encoder(
         encoder,
-        lesson.pool,
-        lesson.targets,
+        lesson,
         scores,
-        distil_settings(config.train, distil),
+        config.train,
+        distil,
         RunFolder(Path(config.output)).path / "distilled",
         accelerator,
     )
     if accelerator.is_main_process and result.validation_lds is not None:
         print(
             f"distilled from {distil.teacher}: rank correlation {result.validation_lds:.3f} with "
-            "it on held-out targets"
+            "it on held-out subsets and targets"
         )
     return result.encoder
 

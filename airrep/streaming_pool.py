@@ -42,9 +42,6 @@ def attention_pool_embeddings(
         )
     if torch.float64 not in (targets.dtype, pool.dtype):
         targets, pool = targets.float(), pool.float()
-    if len(members.rows) == members.subset_count:  # one row each, whose score is the subset's
-        rows = torch.from_numpy(members.rows).to(pool.device)
-        return targets @ pool[rows].T
     return _AttentionPool.apply(targets, pool, members, max_bytes)
 
 

@@ -107,7 +107,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """What the encoder learns before the labels: another method's scores of targets for the pool.
+    """What the encoder learns before the labels: what another method says of random subsets.
 
     The targets that `train` holds out are left out, from the pool too.
 
@@ -116,18 +116,22 @@ class DistilSettings:
             scores as `evaluate.scores` takes them.
         pool_targets: how many examples of the pool, drawn at random, are targets beside the
             training targets; a file has scores of training targets alone, and takes none.
+        pool_examples: how many examples of the pool, drawn at random, the subsets are drawn from.
+        subsets: how many; each is as large as those of the labels.
         steps: most updates; settings that are not here are those of `train`.
         targets_per_step: targets that a step takes, a fresh sample.
-        pool_per_step: pool examples that a step takes.
-        learning_rate: AdamW's; `train.learning_rate` when not given, or 10 times it where only
+        subsets_per_step: subsets that a step takes.
+        learning_rate: AdamW's; `train.learning_rate` when not given, or 3 times it where only
             what lies on top of the encoder trains, which has more to learn from than labels are.
     """
 
     teacher: str
     pool_targets: int = 4000
+    pool_examples: int = 10000
+    subsets: int = 1000
     steps: int = 300
     targets_per_step: int = 128
-    pool_per_step: int = 4000
+    subsets_per_step: int = 256
     learning_rate: float | None = None
 
 
@@ -180,7 +184,7 @@ def check_distil(distil: DistilSettings) -> None:
     """Raises InputError naming the first setting of distillation that makes no sense."""
     _check_least(distil, 0, "pool_targets")
     _check_least(distil, 1, "steps", "targets_per_step")
-    _check_least(distil, 2, "pool_per_step")
+    _check_least(distil, 2, "pool_examples", "subsets", "subsets_per_step")
     if distil.learning_rate is not None and not distil.learning_rate > 0:
         raise InputError(f"learning_rate is {distil.learning_rate}; give a number above 0.")
 

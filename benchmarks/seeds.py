@@ -36,7 +36,7 @@ from airrep.attributors import method_class
 from airrep.attributors.ensemble import fit_weights, mix, reference_subsets, standardise
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
-from airrep.distillation import Lesson, distil_encoder, distil_settings
+from airrep.distillation import Lesson, distil_encoder, taught_settings
 from airrep.encoder import sharing_means
 from airrep.examples import Example
 from airrep.holdout import held_out_labels
@@ -164,21 +164,13 @@ class Bench:
             encoder = self.new_encoder()
             about: dict[str, Any] = {}
             if distil is not None:
-                lesson = Lesson.choose(
-                    self.pool, self.targets, self.labels, settings, distil.pool_targets
-                )
+                lesson = Lesson.choose(self.pool, self.targets, self.labels, settings, distil)
                 scores = lesson.scores(self._fitted(distil.teacher, arguments))
                 start = time.perf_counter()
                 taught = distil_encoder(
-                    encoder,
-                    lesson.pool,
-                    lesson.targets,
-                    scores,
-                    distil_settings(settings, distil),
-                    None,
-                    accelerator,
+                    encoder, lesson, scores, settings, distil, None, accelerator
                 )
-                encoder = taught.encoder
+                encoder, settings = taught.encoder, taught_settings(settings)
                 about["distil_seconds"] = time.perf_counter() - start
                 about["distil_correlation"] = taught.validation_lds
             result = train_encoder(

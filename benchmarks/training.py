@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 
 from airrep.attributors import make_attributor
 from airrep.attributors.airrep import AirRepAttributor
-from airrep.distillation import Lesson, distil_encoder, distil_settings
+from airrep.distillation import Lesson, distil_encoder, taught_settings
 from airrep.encoder import AirRepEncoder, sharing_means
 from airrep.label_store import Labels
 from airrep.learning_curve import CurveLabels, split_for_curve
@@ -154,16 +154,10 @@ def train(
     encoder = new_encoder()
     if variant.teacher is not None:
         distil = DistilSettings(variant.teacher)
-        lesson = Lesson.choose(data.pool, targets, labels, own, distil.pool_targets)
+        lesson = Lesson.choose(data.pool, targets, labels, own, distil)
         scores = lesson.scores(make_attributor(variant.teacher).fit(data.pool))
-        encoder = distil_encoder(
-            encoder,
-            lesson.pool,
-            lesson.targets,
-            scores,
-            distil_settings(own, distil),
-            None,
-        ).encoder
+        encoder = distil_encoder(encoder, lesson, scores, own, distil, None).encoder
+        own = taught_settings(own)
     return train_encoder(encoder, data.pool, targets, labels, own, None, others=others).encoder
 
 

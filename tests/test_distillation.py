@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from training_task import TOPICS, planted_examples, planted_labels
 
 from airrep import distillation
@@ -14,12 +15,13 @@ from airrep.distillation import (
     distil_encoder,
     distil_settings,
     read_teacher_scores,
+    taught_settings,
 )
 from airrep.encoder import AirRepEncoder
 from airrep.examples import InputError
 from airrep.holdout import hold_out
-from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
+from airrep.pooling import membership, pool_scores
 from airrep.score_files import write_scores
 from airrep.train_settings import DistilSettings, TrainSettings
 from airrep.trainer import TrainResult, train_encoder
@@ -40,62 +42,81 @@ PLACES = np.arange(40)[None, :] - np.arange(20)[:, None]
 TEACHER = (PLACES % len(TOPICS) == 0).astype(np.float32)
 
 
-def distil(base: Path, settings: TrainSettings = SETTINGS, **others) -> TrainResult:
-    arguments = {"pool": POOL, "targets": TARGETS, "teacher_scores": TEACHER, "output": None}
+LESSON = Lesson(
+    TARGETS,
+    POOL,
+    np.arange(20),
+    np.arange(40),
+    [np.sort(np.random.default_rng(number).permutation(40)[:12]) for number in range(60)],
+)
+DISTIL = DistilSettings("a teacher", steps=40, targets_per_step=16, subsets_per_step=48)
+
+
+def distil(
+    base: Path,
+    scores: np.ndarray = TEACHER,
+    settings: TrainSettings = SETTINGS,
+    how: DistilSettings = DISTIL,
+    output: Path | None = None,
+) -> TrainResult:
     encoder = AirRepEncoder.from_base(base)
-    return distil_encoder(encoder, settings=settings, **(arguments | others))
+    return distil_encoder(encoder, LESSON, scores, settings, how, output)
 
 
 def test_the_teachers_ranking_is_learned(base: Path) -> None:
     result = distil(base)
-    start = AirRepEncoder.from_base(base)
-    found = [
-        lds_per_target((encoder.encode(TARGETS) @ encoder.encode(POOL).T).numpy(), -TEACHER)[0]
-        for encoder in (start, result.encoder)
-    ]
-    assert found[1].mean() > found[0].mean() + 0.2
     assert result.validation_lds is not None
     assert result.validation_lds > result.history[0]["validation_lds"] + 0.2
+    start = AirRepEncoder.from_base(base)
+    # Of subsets that nobody has seen, too.
+    labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
+    members = membership(labels.subsets, len(POOL))
+    found = []
+    for encoder in (start, result.encoder):
+        scores = encoder.encode(TARGETS) @ encoder.encode(POOL).T
+        pooled = pool_scores(scores, members, "attention").numpy()
+        wanted = pool_scores(torch.from_numpy(TEACHER), members, "sum").numpy()
+        found.append(lds_per_target(pooled, -wanted)[0].mean())
+    assert found[1] > found[0] + 0.2
 
 
 def test_a_higher_score_of_the_teacher_becomes_a_higher_score(base: Path) -> None:
     """The sign: the gradient's first step goes towards the teacher, not away from it."""
-    settings = replace(SETTINGS, learning_rate=1e-3, warmup_steps=0, max_steps=3)
-    toward, away = distil(base, settings), distil(base, settings, teacher_scores=-TEACHER)
+    settings, how = replace(SETTINGS, learning_rate=1e-3, warmup_steps=0), replace(DISTIL, steps=3)
+    toward, away = distil(base, TEACHER, settings, how), distil(base, -TEACHER, settings, how)
     for result in (toward, away):
         assert result.history[-1]["loss"] < result.history[1]["loss"]
     assert toward.history[0]["train_lds"] == pytest.approx(-away.history[0]["train_lds"])
 
 
-def test_the_loss_is_the_correlation_over_the_pool(base: Path) -> None:
-    as_it_comes = {"start_scale": None, "response_words": False}
-    settings = replace(
-        SETTINGS, max_steps=1, validation_subsets=0.0, validation_targets=0.0, **as_it_comes
-    )
-    encoder = AirRepEncoder.from_base(base)
-    scores = (encoder.encode(TARGETS) @ encoder.encode(POOL).T).numpy().astype(np.float64)
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(scores, TEACHER, strict=True)]
-    assert distil(base, settings).history[1]["loss"] == pytest.approx(1 - np.mean(r), abs=1e-4)
+def test_a_subset_is_labelled_by_the_mean_of_its_scores() -> None:
+    scores = np.array([[1.0, 2.0, 6.0], [0.0, -1.0, 3.0]])
+    subsets = [np.array([0, 2]), np.array([1]), np.array([0, 1, 2])]
+    lesson = Lesson(TARGETS[:2], POOL[:3], np.arange(2), np.arange(3), subsets)
+    labels = lesson.labels(scores)
+    np.testing.assert_allclose(labels.losses, [[-3.5, -2, -3], [-1.5, 1, -2 / 3]], rtol=1e-6)
+    assert labels.subsets == subsets
 
 
-def test_held_out_pool_examples_do_not_train(base: Path) -> None:
-    singles = Labels(list(np.arange(40)[:, None]), -TEACHER, np.arange(40))
-    split = hold_out(singles, SETTINGS)
-    changed = TEACHER.copy()
-    changed[:, split.held_subsets] = 1 - changed[:, split.held_subsets]
-    settings = replace(SETTINGS, max_steps=2)
+def test_the_labels_settings_hold_where_a_teacher_has_none_of_its_own(base: Path) -> None:
+    """The objective is that of the labels; weights by reliability are not: there is no noise."""
+    how = replace(DISTIL, steps=2)
     losses = [
-        [entry["loss"] for entry in distil(base, settings, teacher_scores=scores).history]
-        for scores in (TEACHER, changed)
+        [entry["loss"] for entry in distil(base, TEACHER, settings, how).history]
+        for settings in (
+            SETTINGS,
+            replace(SETTINGS, target_weighting="reliability"),
+            replace(SETTINGS, objective="pairwise_ranking"),
+        )
     ]
     assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
 
 
 def test_labels_are_learned_on_top(base: Path, tmp_path: Path) -> None:
     """A distilled encoder is where training by labels starts, and a stopped run goes on there."""
     labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
-    distilled = distil(base, replace(SETTINGS, target_weighting="reliability"), output=tmp_path)
-    again = distil(base, replace(SETTINGS, target_weighting="reliability"), output=tmp_path)
+    distilled, again = distil(base, output=tmp_path), distil(base, output=tmp_path)
     assert again.history == distilled.history
     starts = (AirRepEncoder.from_base(base), again.encoder)
     results = [
@@ -116,7 +137,7 @@ def test_teacher_scores_are_read_by_id(tmp_path: Path) -> None:
 
 def test_scores_of_another_shape_are_refused(base: Path) -> None:
     with pytest.raises(InputError, match=r"shape \(19, 40\) for 20 targets and 40 pool examples"):
-        distil(base, teacher_scores=TEACHER[1:])
+        distil(base, TEACHER[1:])
 
 
 def test_held_out_targets_are_no_part_of_a_lesson() -> None:
@@ -128,7 +149,7 @@ def test_held_out_targets_are_no_part_of_a_lesson() -> None:
         for row in hold_out(labels, SETTINGS).held_targets
     }
     for count in (0, 5, 1000):
-        lesson = Lesson.choose(pool, TARGETS, labels, SETTINGS, count)
+        lesson = Lesson.choose(pool, TARGETS, labels, SETTINGS, replace(DISTIL, pool_targets=count))
         asked, own = lesson.targets, len(lesson.target_rows)
         assert asked[:own] == [TARGETS[row] for row in lesson.target_rows]
         assert own == 16
@@ -145,49 +166,62 @@ def test_held_out_targets_are_no_part_of_a_lesson() -> None:
 
 def test_a_lesson_of_a_large_pool_is_a_sample_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
-    teacher = TfidfAttributor().fit(POOL)
-    whole = Lesson.choose(POOL, TARGETS, labels, SETTINGS, 5)
+    how = replace(DISTIL, pool_targets=5, subsets=7)
+    whole = Lesson.choose(POOL, TARGETS, labels, SETTINGS, how)
     assert len(whole.pool) == len(POOL)
-    asked, score = [], TfidfAttributor.score
+    assert [len(subset) for subset in whole.subsets] == [12] * 7
+    lesson = Lesson.choose(POOL, TARGETS, labels, SETTINGS, replace(how, pool_examples=16))
+    assert lesson.targets == whole.targets
+    assert lesson.pool == [POOL[row] for row in lesson.pool_rows]
+    assert len(lesson.pool) == 16
+    assert [len(np.unique(subset)) for subset in lesson.subsets] == [8] * 7  # half of the pool
+    assert max(subset.max() for subset in lesson.subsets) < 16
+    # The teacher is asked for blocks of targets, none of which has too many scores.
+    teacher, asked, score = TfidfAttributor().fit(POOL), [], TfidfAttributor.score
     monkeypatch.setattr(
         TfidfAttributor,
         "score",
         lambda self, targets: (asked.append(len(targets)), score(self, targets))[1],
     )
-    monkeypatch.setattr(distillation, "MOST_SCORES", 12 * len(whole.targets))
-    lesson = Lesson.choose(POOL, TARGETS, labels, SETTINGS, 5)
-    assert lesson.targets == whole.targets
-    assert len(lesson.pool) == 12
-    assert lesson.pool == [POOL[row] for row in lesson.pool_rows]
-    # Blocks of targets, none of which has more scores for the whole pool.
+    monkeypatch.setattr(distillation, "MOST_SCORES", 300)
     found = lesson.scores(teacher)
     assert sum(asked) == len(whole.targets)
-    assert max(asked) * len(POOL) <= 12 * len(whole.targets)
+    assert max(asked) * len(POOL) <= 300
     expected = score(teacher, whole.targets)[:, lesson.pool_rows]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_how_an_example_helps_itself_does_not_decide(base: Path) -> None:
+def test_how_an_example_helps_itself_does_not_decide() -> None:
     """Scores far above all others count as ten standard deviations, whatever they are."""
-    mean, spread = TEACHER[0].mean(), TEACHER[0].std()
+    pool = POOL * 10
+    subsets = [np.array([0, 1]), np.array([2, 3]), np.arange(400)]
+    lesson = Lesson(TARGETS, pool, np.arange(20), np.arange(400), subsets)
     wide = np.tile(TEACHER, (1, 10))
-    pool = [replace(one, id=f"{one.id}-{copy}") for copy in range(10) for one in POOL]
+    mean, spread = TEACHER[0].mean(), TEACHER[0].std()
     far, farther = wide.copy(), wide.copy()
-    far[:, 0], farther[:, 0] = mean + 1e4 * spread, mean + 1e6 * spread
-    settings = replace(SETTINGS, max_steps=2)
-    losses = [
-        [one["loss"] for one in distil(base, settings, pool=pool, teacher_scores=scores).history]
-        for scores in (far, farther)
-    ]
-    assert losses[0][1:] == pytest.approx(losses[1][1:], abs=1e-4)
-    assert losses[0][1] != pytest.approx(1.0, abs=0.02)
+    far[0, 0], farther[0, 0] = mean + 1e4 * spread, mean + 1e6 * spread
+    for scores in (far, farther):
+        losses = lesson.labels(scores).losses
+        # In units of the deviation that such a score makes the most of: ten against the mean.
+        row = scores[0]
+        assert losses[0, 0] == pytest.approx(-(row.mean() + 10 * row.std() + row[1]) / 2, rel=1e-4)
+        np.testing.assert_allclose(losses[1:], lesson.labels(wide).losses[1:])
 
 
 def test_what_lies_on_top_alone_learns_faster_from_a_teacher_than_from_labels() -> None:
-    distil = DistilSettings("logra", steps=7, pool_per_step=50)
-    for layers, rate in ((0, 3e-2), (1, 3e-3), (None, 3e-3)):
+    distil = DistilSettings("logra", steps=7, subsets_per_step=50)
+    for layers, rate in ((0, 9e-3), (1, 3e-3), (None, 3e-3)):
         settings = distil_settings(replace(SETTINGS, trainable_layers=layers), distil)
         assert settings.learning_rate == pytest.approx(rate)
         assert (settings.max_steps, settings.subsets_per_step) == (7, 50)
     own = replace(distil, learning_rate=0.5)
     assert distil_settings(SETTINGS, own).learning_rate == 0.5
+
+
+def test_labels_leave_the_scale_that_a_teacher_taught(base: Path) -> None:
+    taught = distil(base, how=replace(DISTIL, steps=4)).encoder
+    before = taught.encode(POOL)
+    labels = planted_labels(POOL, TARGETS, subsets=40, size=12)
+    settings = replace(SETTINGS, max_steps=1, learning_rate=1e-9, scale_learning_rate=None)
+    after = train_encoder(taught, POOL, TARGETS, labels, taught_settings(settings), None).encoder
+    torch.testing.assert_close(after.encode(POOL), before, rtol=1e-4, atol=1e-5)

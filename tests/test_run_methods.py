@@ -220,7 +220,7 @@ def test_a_teacher_that_does_not_exist_is_named(config: RunConfig, tmp_path: Pat
     wrong = replace(config, distil=DistilSettings(str(tmp_path / "scores.npy")))
     with pytest.raises(InputError, match="no method"):
         stages.train(wrong)
-    for name, value in (("steps", 0), ("pool_targets", -1), ("pool_per_step", 1)):
+    for name, value in (("steps", 0), ("pool_targets", -1), ("subsets_per_step", 1)):
         with pytest.raises(InputError, match=f"distil.{name} is {value}"):
             check_run(replace(config, distil=DistilSettings("tfidf", **{name: value})))
     with pytest.raises(InputError, match="distil.learning_rate is 0.0; give a number above 0"):
@@ -277,7 +277,7 @@ def test_weights_of_other_members_are_not_taken(config: RunConfig, tmp_path: Pat
 def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
     config = replace(config, distil=DistilSettings("tfidf", steps=1), output=config.output)
     pool = [Example(str(i), f"thing {i}", "red") for i in range(4)]
-    lesson = Lesson(pool[:2], pool[1:], np.arange(2), np.arange(1, 4))
+    lesson = Lesson(pool[:2], pool[1:], np.arange(2), np.arange(1, 4), [])
     first = teacher_scores(config, "tfidf", pool, lesson)
     folder = Path(config.output) / "distilled"
     (folder / "teacher.npy").write_bytes(b"nothing")
@@ -285,7 +285,7 @@ def test_a_damaged_teacher_is_asked_again(config: RunConfig) -> None:
     (folder / "teacher.json").write_text("{")
     np.testing.assert_array_equal(teacher_scores(config, "tfidf", pool, lesson), first)
     # Of another lesson it is asked anew.
-    other = Lesson(pool[:2], pool[:3], np.arange(2), np.arange(3))
+    other = Lesson(pool[:2], pool[:3], np.arange(2), np.arange(3), [])
     assert not np.array_equal(teacher_scores(config, "tfidf", pool, other), first)
 
 

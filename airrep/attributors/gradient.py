@@ -306,6 +306,7 @@ class FeatureAttributor(GradientAttributor):
             own = {
                 "shape": np.asarray([store.rows, store.width]),
                 "about": pack_text([json.dumps(store.about)]),
+                "keys": features.keys,
                 **features.arrays,
             }
             if self.store is None:
@@ -318,6 +319,7 @@ class FeatureAttributor(GradientAttributor):
         for number, (checkpoint, seed) in enumerate(self._draws()):
             own = _below(state, str(number))
             rows, width = own.pop("shape").tolist()
+            keys = own.pop("keys", np.empty(0, dtype=np.int64))  # earlier versions saved none
             about = json.loads(unpack_text(own.pop("about"))[0])
             folder = self._folder(rows, width, about, self.store_dtype)
             if folder is not None and not folder.is_dir():
@@ -326,7 +328,7 @@ class FeatureAttributor(GradientAttributor):
                 )
             records = own.pop("records", None)
             store = self._open_store(rows, width, about, self.store_dtype, records)
-            self.features_.append(PoolFeatures(checkpoint, seed, store, own))
+            self.features_.append(PoolFeatures(checkpoint, seed, store, own, keys=keys))
 
     def _saved_params(self) -> dict[str, Any]:
         kept = {} if self.store is None else {"store": str(Path(self.store).absolute())}

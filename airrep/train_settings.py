@@ -117,7 +117,7 @@ class DistilSettings:
         pool_targets: how many examples of the pool, drawn at random, are targets beside the
             training targets; a file has scores of training targets alone, and takes none.
         pool_examples: how many examples of the pool, drawn at random, the subsets are drawn from.
-        subsets: how many; each is as large as those of the labels.
+        subsets: how many; each is as large as those of the labels, or half of those examples.
         steps: most updates; settings that are not here are those of `train`.
         targets_per_step: targets that a step takes, a fresh sample.
         subsets_per_step: subsets that a step takes.

@@ -113,11 +113,7 @@ def _distil(
 ) -> AirRepEncoder:
     """The encoder after learning the teacher's scores."""
     from airrep.attributors import available
-    from airrep.distillation import (
-        Lesson,
-        distil_encoder,
-        read_teacher_scores,
-    )
+    from airrep.distillation import Lesson, distil_encoder, read_teacher_scores
 
     is_method = distil.teacher in available()
     own = distil if is_method else dataclasses.replace(distil, pool_targets=0)

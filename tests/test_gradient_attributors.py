@@ -56,6 +56,19 @@ def llama(tmp_path_factory) -> Path:
     return save_causal_lm(tmp_path_factory.mktemp("lm") / "llama", "llama")
 
 
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """How many examples every backward pass had, as they come."""
+    ran, backward = [], GradientModel.backward
+
+    def counted(self, examples, *others):
+        ran.append(len(examples))
+        return backward(self, examples, *others)
+
+    monkeypatch.setattr(GradientModel, "backward", counted)
+    return ran
+
+
 def save_causal_lm(folder: Path, architecture: str) -> Path:
     tiny_causal_lm(architecture, VOCABULARY).save_pretrained(str(folder))
     tiny_tokenizer().save_pretrained(str(folder))
@@ -238,23 +251,17 @@ def test_targets_asked_before_are_not_run_again(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("method", [LoGraAttributor, TRAKAttributor, LESSAttributor])
-def test_targets_of_the_pool_have_its_features(method, llama, tmp_path, monkeypatch):
+def test_targets_of_the_pool_have_its_features(method, llama, tmp_path, passes):
     found = small(method, llama).fit(POOL)
     found.save(tmp_path)
     blind, loaded = Attributor.load(tmp_path), Attributor.load(tmp_path)
     blind.features_[0].keys = np.empty(0, dtype=np.int64)
     expected = blind.score([*POOL[:3], TARGETS[0]])  # runs all of them
-    ran, backward = [], GradientModel.backward
-    monkeypatch.setattr(
-        GradientModel,
-        "backward",
-        lambda self, examples: (ran.append(len(examples)), backward(self, examples))[1],
-    )
     for one in (found, loaded):
-        ran.clear()
+        passes.clear()
         check(one.score([*POOL[:3], TARGETS[0]]), expected)
         # LESS makes other features of the pool.
-        assert sum(ran) == (4 if method is LESSAttributor else 1)
+        assert sum(passes) == (4 if method is LESSAttributor else 1)
 
 
 def test_logra_with_much_damping_is_grad_cos(llama):
@@ -496,15 +503,8 @@ def test_methods_share_features_that_are_the_same_and_no_others(llama, tmp_path)
     assert made(GradDotAttributor) == 7
 
 
-def test_methods_share_the_features_of_targets_too(llama, tmp_path, monkeypatch):
+def test_methods_share_the_features_of_targets_too(llama, tmp_path, passes, monkeypatch):
     monkeypatch.setattr(gradient, "STORED_TARGETS", len(TARGETS))
-    passes, backward = [], GradientModel.backward
-
-    def counted(self, examples, *others):
-        passes.append(len(examples))
-        return backward(self, examples, *others)
-
-    monkeypatch.setattr(GradientModel, "backward", counted)
     settings = {"projection_rank": 4, "store": tmp_path}
     for method in (LoGraAttributor, GradCosAttributor, DataInfAttributor):
         small(method, llama, **settings).fit(POOL).score(TARGETS)
@@ -519,28 +519,25 @@ def test_methods_share_the_features_of_targets_too(llama, tmp_path, monkeypatch)
         np.testing.assert_allclose(stored, memory, **CLOSE)
 
 
-def test_a_stopped_pass_over_targets_goes_on(llama, tmp_path, monkeypatch):
+def test_a_stopped_pass_over_targets_goes_on(llama, tmp_path, passes, monkeypatch):
     monkeypatch.setattr(gradient, "STORED_TARGETS", len(TARGETS))
     fitted = small(LoGraAttributor, llama, store=tmp_path, batch_tokens=1).fit(POOL)
-    asked, backward = [], GradientModel.backward
+    passes.clear()
+    counted = GradientModel.backward
 
-    def stop_after_one(self, examples, *others):
-        if len(asked) == 1:
+    def stop_after_one(self, examples):
+        if passes:
             raise KeyboardInterrupt
-        asked.append(len(examples))
-        return backward(self, examples, *others)
+        return counted(self, examples)
 
     monkeypatch.setattr(GradientModel, "backward", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         fitted.score(TARGETS)
-    asked.clear()
-    monkeypatch.setattr(
-        GradientModel,
-        "backward",
-        lambda self, examples: (asked.append(len(examples)), backward(self, examples))[1],
-    )
+    assert passes == [1]
+    passes.clear()
+    monkeypatch.setattr(GradientModel, "backward", counted)
     found = fitted.score(TARGETS)
-    assert sum(asked) == len(TARGETS) - 1
+    assert sum(passes) == len(TARGETS) - 1
     expected = small(LoGraAttributor, llama).fit(POOL).score(TARGETS)
     np.testing.assert_allclose(found, expected, **CLOSE)
 

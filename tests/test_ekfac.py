@@ -265,6 +265,25 @@ def test_the_basis_is_of_the_tokens_inputs_and_output_gradients(lm: Path) -> Non
         assert between.abs().max() < 1e-4 * turned.max()
 
 
+def test_the_fisher_matrix_may_be_of_a_sample(lm: Path) -> None:
+    sampled = make(lm, sample=4).fit(POOL)
+    (batch,) = sampled._sample(sampled.tokens_, 4)
+    chosen = {one.ids.tobytes() for one in batch}
+    rows = [row for row, one in enumerate(sampled.tokens_) if one.ids.tobytes() in chosen]
+    alone = make(lm).fit([POOL[row] for row in rows])
+    assert len(rows) == 4
+    for name, curvature in sampled.curvature_.items():
+        torch.testing.assert_close(
+            curvature.eigenvalues, alone.curvature_[name].eigenvalues, rtol=1e-4, atol=1e-9
+        )
+    scores = sampled.score(TARGETS)
+    np.testing.assert_allclose(
+        scores[:, rows], alone.score(TARGETS), rtol=1e-3, atol=1e-4 * np.abs(scores).max()
+    )
+    backwards = make(lm, sample=4).fit(POOL[::-1]).score(TARGETS)[:, ::-1]
+    np.testing.assert_allclose(backwards, scores, rtol=1e-3, atol=1e-4 * np.abs(scores).max())
+
+
 def test_with_much_damping_scores_are_those_of_grad_dot(lm: Path) -> None:
     scores = make(lm, layers=r"\.1\..*q_proj", damping=1e6).fit(POOL).score(TARGETS)
     plain = GradDotAttributor(lm, layers=r"\.1\..*q_proj").fit(POOL).score(TARGETS)
@@ -359,6 +378,7 @@ def test_other_weights_are_refused(lm: Path, tmp_path: Path) -> None:
         ({"fisher": "false"}, "fisher is 'false'; choose one of true, empirical"),
         ({"damping": 0.0}, "damping is 0.0; give a share of the mean eigenvalue above 0"),
         ({"target_rank": 0}, "target_rank is 0; give at least 1, or none"),
+        ({"sample": 0}, "sample is 0; give at least 1"),
         ({"memory_gb": 0.0}, "memory_gb is 0.0; give more than 0"),
     ],
 )

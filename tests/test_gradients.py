@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from airrep.examples import InputError, TokenizedExample
-from airrep.gradients import layer_gradient
+from airrep.gradients import adam, layer_gradient
 from airrep.gradients.adam import (
     AdamFeatures,
     AdamMoments,
@@ -563,6 +563,20 @@ def test_adams_features_are_the_steps_adamw_would_take(architecture, tmp_path):
         turned = [one.T if architecture == "gpt2" else one for one in steps.values()]
         expected = torch.cat([one.flatten() for one in turned])
         torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adams_features_do_not_depend_on_how_many_outputs_are_taken_at_once(monkeypatch):
+    model, examples = tiny_causal_lm("llama"), texts(4)
+    layers = linear_layers(model)
+    with GradientModel(model, layers) as gradient_model:
+        projections = random_projections(gradient_model.shapes, 3, "0", CPU)
+        moments = pool_moments(gradient_model, [examples])
+    gradients = gradients_of(model, layers, examples).layers
+    expected = AdamFeatures(moments, projections)(gradients)
+    whole = AdamFeatures(moments, {})(gradients)
+    monkeypatch.setattr(adam, "CACHED", 1)
+    torch.testing.assert_close(AdamFeatures(moments, {})(gradients), whole, **CLOSE)
+    torch.testing.assert_close(AdamFeatures(moments, projections)(gradients), expected, **CLOSE)
 
 
 def gradients_into(model: nn.Module, examples: Sequence[TokenizedExample]) -> None:

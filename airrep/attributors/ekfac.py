@@ -1,6 +1,6 @@
 """EK-FAC: influence with the Fisher matrix in Kronecker-factored eigenbases."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 
 import numpy as np
@@ -10,7 +10,7 @@ from airrep.attributor import pack_text, unpack_text
 from airrep.attributors.gradient import Arrays, GradientAttributor, Tokens
 from airrep.attributors.language_model import OpenedLM, restore_tokens, tokens_state
 from airrep.choices import check_choice
-from airrep.examples import Example, InputError, TokenizedExample
+from airrep.examples import Example, InputError
 from airrep.gradients.ekfac import (
     BLOCK,
     DrawnLabels,
@@ -32,11 +32,11 @@ class EKFACAttributor(GradientAttributor):
     """score(x, z) = sum over layers of <(F + lambda I)^-1 g(x), g(z)> (arXiv 2308.03296).
 
     g is the gradient of the loss summed over the response's tokens. F is the Fisher matrix of
-    each layer by itself, over the pool, in EK-FAC's form: `fisher` "true" with labels drawn from
-    the model (by `seed`; batches of another size draw others), "empirical" with the pool's own.
-    lambda is `damping` times the layer's mean eigenvalue.
+    each layer by itself, over `sample` examples of the pool (None: all), in EK-FAC's form: `fisher`
+    "true" with labels drawn from the model (by `seed`; batches of another size draw others),
+    "empirical" with the pool's own. lambda is `damping` times the layer's mean eigenvalue.
 
-    Fitting is two passes over the pool, and no gradient is stored: scoring is a pass over it for
+    Fitting is two passes over those, and no gradient is stored: scoring is a pass over the pool for
     each lot of targets whose preconditioned gradients fit into `memory_gb`. `target_rank` keeps
     only that many singular directions of these in every layer, so that a pass serves more targets
     (there "query batching", with 32); None keeps them whole.
@@ -46,6 +46,7 @@ class EKFACAttributor(GradientAttributor):
 
     _: KW_ONLY
     fisher: str = "true"
+    sample: int | None = None
     damping: float = 0.1
     target_rank: int | None = None
     memory_gb: float = 2.0
@@ -61,7 +62,9 @@ class EKFACAttributor(GradientAttributor):
         self.fingerprint_ = opened.fingerprint
         self.tokens_ = self._tokenize(pool, opened.tokenizer)
         with self._fisher_model(opened) as model:
-            self.curvature_ = fit_curvature(model, self._pool_batches)
+            self.curvature_ = fit_curvature(
+                model, lambda what: self._sample(self.tokens_, self.sample, what)
+            )
 
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         opened = self._open()
@@ -110,12 +113,6 @@ class EKFACAttributor(GradientAttributor):
             rank = self.target_rank
             numbers += d_out * d_in if rank is None else rank * (d_out + d_in)
         return max(1, int(self.memory_gb * 2**30 / (4 * numbers)))
-
-    def _pool_batches(self, what: str) -> Iterator[list[TokenizedExample]]:
-        # In an order of its own: the labels drawn are the same in whatever order the pool is.
-        tokens = sorted(self.tokens_, key=lambda one: one.ids.tobytes())
-        for rows in self._batches(tokens, what):
-            yield [tokens[row] for row in rows]
 
     def _fisher_model(self, opened: OpenedLM) -> GradientModel:
         if self.fisher == "empirical":

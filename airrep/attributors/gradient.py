@@ -50,6 +50,17 @@ class GradientAttributor(LanguageModelAttributor):
         layers = linear_layers(opened.model, self.layers)
         return GradientModel(opened.model, layers, self.output, self.precision)
 
+    def _sample(
+        self, pool: Tokens, count: int | None, what: str = "statistics"
+    ) -> Iterator[list[TokenizedExample]]:
+        """Batches of `count` examples of the pool (None: of all), chosen by their hash: in whatever
+        order the pool is, they are the same, and come in the same order."""
+        if count is not None and count < 1:
+            raise InputError(f"sample is {count}; give at least 1.")
+        chosen = sorted(pool, key=lambda one: sha256(one.ids.tobytes()).digest())[:count]
+        for rows in self._batches(chosen, what):
+            yield [chosen[row] for row in rows]
+
 
 @dataclass
 class PoolFeatures:
@@ -269,15 +280,6 @@ class FeatureAttributor(GradientAttributor):
         for part in self._batches(some):
             gradients = model.backward([some[row] for row in part])
             store.write(rows[part], make(gradients.layers), gradients.doubt)
-
-    def _sample(self, pool: Tokens, count: int) -> Iterator[list[TokenizedExample]]:
-        """Batches of `count` examples of the pool, chosen by their hash: in whatever order the
-        pool is, they are the same, and come in the same order."""
-        if count < 1:
-            raise InputError(f"sample is {count}; give at least 1.")
-        chosen = sorted(pool, key=lambda one: sha256(one.ids.tobytes()).digest())[:count]
-        for rows in self._batches(chosen, "statistics"):
-            yield [chosen[row] for row in rows]
 
     def _folder(self, rows: int, width: int, about: Mapping[str, Any], dtype: str) -> Path | None:
         """Where features are, named by all that decides them."""

@@ -1,8 +1,9 @@
 """Gradients as Adam would step along them (LESS, arXiv 2402.04333)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -11,12 +12,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from airrep.examples import InputError, TokenizedExample
-from airrep.gradients.layer_gradient import BLOCK, LayerGradient, add_up
+from airrep.gradients.layer_gradient import BLOCK, LayerGradient, add_up, times
 from airrep.gradients.per_example import GradientModel, Projections
 from airrep.weights import MOMENTS_FILE
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+CACHED = 2**20  # numbers held at once on a CPU: few enough for its cache
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,23 @@ class AdamMoments:
     square: torch.Tensor
     steps: int | None = None
 
+    def of_outputs(self, start: int, stop: int) -> Self:
+        """The moments of some rows of the weight."""
+        return replace(self, mean=self.mean[start:stop], square=self.square[start:stop])
+
     def step_along(self, gradients: torch.Tensor) -> torch.Tensor:
         """The update (B, d_out, d_in) that each gradient would be, without the learning rate."""
         beta1, beta2 = BETAS
-        mean = beta1 * self.mean + (1 - beta1) * gradients
-        square = beta2 * self.square + (1 - beta2) * gradients.square()
+        to_mean = to_square = 1.0
         if self.steps is not None:
-            mean = mean / (1 - beta1 ** (self.steps + 1))
-            square = square / (1 - beta2 ** (self.steps + 1))
-        return mean / (square.sqrt() + EPSILON)
+            to_mean /= 1 - beta1 ** (self.steps + 1)
+            to_square /= 1 - beta2 ** (self.steps + 1)
+        # Bound by memory: one tensor each, changed in place.
+        square = torch.addcmul(
+            self.square * (beta2 * to_square), gradients, gradients, value=(1 - beta2) * to_square
+        )
+        mean = torch.add(self.mean * (beta1 * to_mean), gradients, alpha=(1 - beta1) * to_mean)
+        return mean.div_(square.sqrt_().add_(EPSILON))
 
 
 class AdamFeatures:
@@ -49,20 +59,22 @@ class AdamFeatures:
 
     def __call__(self, layers: Mapping[str, LayerGradient]) -> torch.Tensor:
         """Features (B, d), from gradients that are not projected."""
-        return torch.cat(
-            [
-                torch.cat([self._project(name, part) for part in layer.blocks(BLOCK)])
-                for name, layer in layers.items()
-            ],
-            dim=1,
-        )
+        found = [self._project(name, layer).flatten(1) for name, layer in layers.items()]
+        return torch.cat(found, dim=1)
 
     def _project(self, name: str, layer: LayerGradient) -> torch.Tensor:
-        steps = self.moments[name].step_along(layer.full())
-        if name in self.projections:
-            p_out, p_in = self.projections[name]
-            steps = p_out.T @ steps @ p_in
-        return steps.flatten(1)
+        p_out, p_in = self.projections.get(name, (None, None))
+        size, _, d_in = layer.inputs.shape
+        numbers = CACHED if layer.inputs.device.type == "cpu" else BLOCK
+        parts, start = [], 0
+        for part in layer.output_slices(max(1, numbers // (size * d_in))):
+            stop = start + part.output_gradients.shape[-1]
+            steps = self.moments[name].of_outputs(start, stop).step_along(part.full())
+            if p_out is not None:
+                steps = p_out[start:stop].T @ times(steps, p_in)
+            parts.append(steps)
+            start = stop
+        return torch.cat(parts, dim=1) if p_out is None else add_up(parts)
 
 
 def saved_moments(folder: Path, layers: Mapping[str, nn.Module]) -> dict[str, AdamMoments] | None:

@@ -52,12 +52,12 @@ class LayerGradient:
 
     def squared_norms(self) -> torch.Tensor:
         """|G_i|^2 (B,), the diagonal of `dot(self)`."""
-        _, length, d_in, d_out = self._sizes()
+        size, length, d_in, d_out = self._sizes()
         if length * (d_in + d_out) <= d_in * d_out:
             a, b = wide(self.inputs), wide(self.output_gradients)
             return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))
-        width = len(self.inputs) * d_in
-        return add_up(part.full().square().sum((1, 2)) for part in self._output_slices(width))
+        step = max(1, BLOCK // (size * d_in))
+        return add_up(part.full().square().sum((1, 2)) for part in self.output_slices(step))
 
     def split(self, size: int) -> Iterator["LayerGradient"]:
         """The same for `size` examples at a time."""
@@ -70,6 +70,11 @@ class LayerGradient:
         numbers together; at least one."""
         _, _, d_in, d_out = self._sizes()
         yield from self.split(max(1, numbers // (d_out * d_in)))
+
+    def output_slices(self, step: int) -> Iterator["LayerGradient"]:
+        """The same for `step` outputs at a time, in their order."""
+        for part in self.output_gradients.split(step, dim=-1):
+            yield LayerGradient(self.inputs, part, self.mask)
 
     def _sizes(self) -> tuple[int, int, int, int]:
         return *self.inputs.shape, self.output_gradients.shape[-1]
@@ -87,13 +92,9 @@ class LayerGradient:
 
     def _full_dot(self, other: "LayerGradient") -> torch.Tensor:
         width = max(len(self.inputs), len(other.inputs)) * self.inputs.shape[-1]
-        pairs = zip(self._output_slices(width), other._output_slices(width), strict=True)
+        step = max(1, BLOCK // width)
+        pairs = zip(self.output_slices(step), other.output_slices(step), strict=True)
         return add_up(a.full().flatten(1) @ b.full().flatten(1).T for a, b in pairs)
-
-    def _output_slices(self, width: int) -> Iterator["LayerGradient"]:
-        """The same for some outputs at a time, each of which takes `width` numbers."""
-        for part in self.output_gradients.split(max(1, BLOCK // width), dim=-1):
-            yield LayerGradient(self.inputs, part, self.mask)
 
 
 def add_up(parts: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -226,15 +226,17 @@ class FeatureAttributor(GradientAttributor):
     def _score(self, targets: Sequence[Example]) -> np.ndarray:
         total = np.zeros((len(targets), self.features_[0].store.rows), dtype=np.float32)
         for pool, weight in zip(self.features_, self._weights(), strict=True):
-            products = pool.store.products(
-                self._queries(self._target_features(targets, pool), pool)
-            )
+            products = pool.store.products(self._queries(self.target_features(targets, pool), pool))
             total += np.float32(weight) * products * pool.arrays.get("scale", np.float32(1))
         return total
 
-    def _target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
-        """Features (T, d) of the targets, on the model's device: of those that are in the pool its
-        own, of those asked before (as long as they take few bytes) what was found then."""
+    def target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
+        """Features (T, d) float32 of targets under one of `features_`, on the model's device.
+
+        Of targets that are in the pool they are its own, of those asked before (as long as they take
+        few bytes) what was found then. Raises InputError when the model has other weights than the
+        pool was fitted with.
+        """
         opened = self._open(pool.checkpoint)
         self._check_same(opened, pool.store.about["lm"])
         tokens = self._tokenize(targets, opened.tokenizer)

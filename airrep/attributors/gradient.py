@@ -233,9 +233,9 @@ class FeatureAttributor(GradientAttributor):
     def target_features(self, targets: Sequence[Example], pool: PoolFeatures) -> torch.Tensor:
         """Features (T, d) float32 of targets under one of `features_`, on the model's device.
 
-        Of targets that are in the pool they are its own, of those asked before (as long as they take
-        few bytes) what was found then. Raises InputError when the model has other weights than the
-        pool was fitted with.
+        Of targets that are in the pool they are its own, of those asked before (as long as they
+        take few bytes) what was found then. Raises InputError when the model has other weights than
+        the pool was fitted with.
         """
         opened = self._open(pool.checkpoint)
         self._check_same(opened, pool.store.about["lm"])

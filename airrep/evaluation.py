@@ -29,8 +29,9 @@ from airrep.evaluation_rows import (
     preparation,
 )
 from airrep.examples import Example, InputError
+from airrep.known_runs import KnownRuns
 from airrep.label_store import Labels
-from airrep.metrics import Resamples, lds_per_target, resampled_lds
+from airrep.metrics import Resamples, resampled_lds
 from airrep.provenance import git_revision, installed_versions
 
 WARM_UP = 16  # pool examples of the fit that is not timed
@@ -48,6 +49,7 @@ def evaluate(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     prepare_seconds: Mapping[str, float] | None = None,
+    known: KnownRuns | None = None,
     show_progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Quality and cost of unfitted methods by name: results for results.json, and their scores.
@@ -61,7 +63,8 @@ def evaluate(
     under `subset_scores_of` its name. A method that cannot run here (no tasks, a package that is
     not installed) is listed under "skipped" with its reason. Seconds leave out first-use costs
     such as imports, and given scores have none; what went into a method before (labels, training)
-    is `prepare_seconds`, by name, where it is known.
+    is `prepare_seconds`, by name, where it is known. Methods whose runs are `known` are not run,
+    and those that are run are kept there.
 
     Raises InputError when labels, pool and targets do not belong together, when a method fails
     (its encoder is damaged), and when no method can run.
@@ -73,7 +76,7 @@ def evaluate(
     resamples = Resamples.draw(labels.losses.shape, draws, lds_rng)
     ceiling = measure_ceiling(labels, repeat_labels, resamples, ceiling_rng)
     given = Benchmark(pool, targets, labels, resamples)
-    runs, skipped = _run_all(methods, pool, targets, subsets, labels.losses, show_progress)
+    runs, skipped = _run_all(methods, pool, targets, subsets, labels.losses, known, show_progress)
     drawn = resampled_lds([run.own_subset_scores for run in runs], labels.losses, resamples)
     results = {
         "benchmark": benchmark,
@@ -126,12 +129,20 @@ def _run_all(
     targets: Sequence[Example],
     subsets: list[np.ndarray],
     losses: np.ndarray,
+    known: KnownRuns | None,
     show_progress: bool,
 ) -> tuple[list[MethodRun], list[dict[str, str]]]:
     runs, skipped = [], []
     for name, attributor in tqdm(methods.items(), desc="methods", disable=not show_progress):
+        run = None if known is None else known.read(name, attributor, losses)
+        if run is not None:
+            tqdm.write(f"{name}: as it was run before")
+            runs.append(run)
+            continue
         try:
             runs.append(_run(name, attributor, pool, targets, subsets, losses))
+            if known is not None:
+                known.write(runs[-1])
         except (NotApplicableError, ImportError) as error:
             skipped.append({"name": name, "reason": str(error)})
     if not runs:
@@ -159,7 +170,6 @@ def _run(
         variant = copy.copy(attributor)
         variant.pooling = pooling
         pooled[pooling] = variant.score_subsets(targets, subsets, scores)
-    lds, constant = lds_per_target(pooled[attributor.pooling], losses)
     fit_seconds = max(fitted - start, 1e-9)
     pool_seconds = scored - start if attributor.fits_late else fit_seconds
     is_timed = attributor.name != GIVEN
@@ -168,11 +178,11 @@ def _run(
         attributor=attributor,
         scores=scores,
         subset_scores=pooled,
-        lds=lds,
-        constant_targets=constant,
+        losses=losses,
         fit_seconds=fit_seconds if is_timed else None,
         query_seconds=(scored - fitted) / len(targets) if is_timed else None,
         examples_per_second=len(pool) / pool_seconds if is_timed else None,
+        bytes_per_example=attributor.bytes_per_example if is_timed else None,
     )
 
 

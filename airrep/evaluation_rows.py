@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,25 +47,36 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """What one method gave: scores (T, N), subset scores (T, M) by pooling, LDS (T,), seconds.
+    """What one method gave: scores (T, N), subset scores (T, M) by pooling, seconds, bytes.
 
-    Seconds and rates of given scores are None: what they cost elsewhere is not known.
+    `losses` (T, M) are what it is judged by. Costs of given scores are None: what they were
+    elsewhere is not known.
     """
 
     name: str
     attributor: Attributor
     scores: np.ndarray
     subset_scores: dict[str, np.ndarray]
-    lds: np.ndarray
-    constant_targets: int
+    losses: np.ndarray
     fit_seconds: float | None
     query_seconds: float | None
     examples_per_second: float | None
+    bytes_per_example: int | None
 
     @property
     def own_subset_scores(self) -> np.ndarray:
         """Subset scores (T, M) by the method's own pooling."""
         return self.subset_scores[self.attributor.pooling]
+
+    @cached_property
+    def lds(self) -> np.ndarray:
+        """The LDS (T,) of every target."""
+        return lds_per_target(self.own_subset_scores, self.losses)[0]
+
+    @cached_property
+    def constant_targets(self) -> int:
+        """How many targets have the same score for all subsets."""
+        return lds_per_target(self.own_subset_scores, self.losses)[1]
 
 
 @dataclass(frozen=True)
@@ -114,9 +126,7 @@ def method_row(
         "fit_seconds": run.fit_seconds,
         "examples_per_second": run.examples_per_second,
         "query_seconds": run.query_seconds,
-        "bytes_per_example": (
-            None if run.attributor.name == GIVEN else run.attributor.bytes_per_example
-        ),
+        "bytes_per_example": run.bytes_per_example,
         "retrieval": _retrieval(run.scores, benchmark.pool, benchmark.targets),
         "mislabel": _mislabel(run.scores, benchmark.pool),
         "per_task": _per_task(run.lds, benchmark.targets),

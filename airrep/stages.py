@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from airrep.config import RunConfig, check_methods
 from airrep.device import pick_device
 from airrep.examples import Example, InputError
+from airrep.known_runs import KnownRuns
 from airrep.label_stages import make_labels, warm_up
 from airrep.label_store import Labels, LabelStore, fingerprint_labels
 from airrep.provenance import git_revision, hash_files, installed_versions
@@ -149,7 +150,8 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     the test labels.
 
     Writes results.json and the scores. Results of the same code, labels, models and settings that
-    are there already are returned as they are.
+    are there already are returned as they are, and methods that a stopped or an earlier evaluation
+    ran with the same are not run again.
     """
     from airrep.benchmark import with_given, write_results
     from airrep.evaluation import evaluate as run
@@ -178,6 +180,7 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     if known is not None:
         print(f"{folder.results_file} is of these labels and models; delete it to measure again")
         return known
+    runs = _known_runs(folder, names, inputs)
     results, scores = run(
         attributors,
         pool,
@@ -189,10 +192,13 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
         seed=config.seed,
         config=dataclasses.asdict(config),
         prepare_seconds=preparing,
+        known=runs,
         show_progress=True,
     )
     results["inputs"] = inputs
     write_results(folder, results, scores, pool, targets)
+    if runs is not None:
+        runs.settle()
     print(*describe(results), sep="\n")
     return results
 
@@ -327,6 +333,30 @@ def _evaluation_inputs(
         "versions": installed_versions(),
         "git_revision": git_revision(),
     }
+
+
+def _known_runs(
+    folder: RunFolder, names: Sequence[str], inputs: Mapping[str, Any]
+) -> KnownRuns | None:
+    """Where methods' runs are kept; None where the revision does not say which code runs."""
+    if str(inputs["git_revision"]).endswith("-dirty"):
+        return None
+    shared = {
+        key: inputs[key] for key in ("device", "examples", "labels", "versions", "git_revision")
+    }
+    own = {
+        name: {
+            **shared,
+            "arguments": inputs["arguments"][name],
+            "models": {
+                key: digest
+                for key, digest in inputs["models"].items()
+                if key.partition("/")[0] == name
+            },
+        }
+        for name in names
+    }
+    return KnownRuns(folder, json.loads(json.dumps(own)))
 
 
 def report(config: RunConfig) -> Path:

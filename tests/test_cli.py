@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,36 @@ def test_results_are_made_again_only_when_something_differs(
     assert made_again()
     results.write_text("{")
     assert made_again()
+
+
+def test_only_methods_that_differ_are_run_again(
+    tmp_path: Path,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = _labelled(write_config(tmp_path, models))
+
+    def known(methods: str, *flags: str) -> list[str]:
+        capsys.readouterr()
+        assert main(["evaluate", "--config", config, "--methods", methods, *flags]) == 0
+        found = re.findall(r"(\w+): as it was run before", capsys.readouterr().out)
+        assert set(found) <= set(methods.split(","))
+        return found
+
+    monkeypatch.setattr("airrep.stages.git_revision", lambda: "0123abc")
+    assert known("bm25,random") == []
+    assert known("bm25,tfidf") == ["bm25"]
+    assert known("tfidf,bm25,random") == ["tfidf", "bm25", "random"]
+    assert known("bm25,random", "--evaluate.params", "{bm25: {k1: 2.0}}") == ["random"]
+    assert known("bm25,random", "--evaluate.draws", "40") == ["random"]
+    monkeypatch.setattr("airrep.stages.git_revision", lambda: "4567def")
+    assert known("bm25,random") == []
+    store = LabelStore.open(tmp_path / "run" / "test_labels")
+    store.write(0, store.read().losses[:, 0] + 1)
+    assert known("bm25,random") == []
+    monkeypatch.setattr("airrep.stages.git_revision", lambda: "4567def-dirty")
+    assert known("random") == []
 
 
 def test_the_page_shows_what_else_the_folder_has(

@@ -13,10 +13,12 @@ from tiny_models import tiny_encoder
 
 from airrep.attributors import make_attributor
 from airrep.attributors.given import GivenAttributor
+from airrep.benchmark import write_results
 from airrep.encoder import AirRepEncoder
 from airrep.evaluation import evaluate
 from airrep.evaluation_rows import NOTICEABLE, MethodRun, preparation
 from airrep.examples import InputError
+from airrep.known_runs import KnownRuns
 from airrep.metrics import (
     Resamples,
     bootstrap_lds,
@@ -27,6 +29,7 @@ from airrep.metrics import (
     linear_gap,
     noise_ceiling,
 )
+from airrep.run_folder import RunFolder
 from airrep.score_files import GivenScores
 from airrep.verdict import FEW_REPEATS, describe, key_figures, verdict
 
@@ -215,7 +218,7 @@ def test_an_ensemble_is_compared_but_is_no_baseline():
 
 def test_what_the_slower_method_prepares_counts_too():
     runs = [
-        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)
+        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 1.0, 1.0, rate, 8)
         for name, rate in (("fast", 100.0), ("slow", 50.0), ("slower", 10.0))
     ]
     found = preparation(runs[0], runs, {"fast": 10.0, "slow": 4.0, "slower": 11.0})
@@ -236,7 +239,7 @@ def test_work_on_the_pool_counts_whenever_it_is_done():
 
 def test_rates_that_are_nearly_the_same_are_not_set_against_each_other():
     runs = [
-        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 0, 1.0, 1.0, rate)
+        MethodRun(name, Planted(BENCHMARK.truth), None, {}, None, 1.0, 1.0, rate, 8)
         for name, rate in (("fast", 120.0), ("near", 101.0), ("slow", 99.0), ("unknown", None))
     ]
     assert preparation(runs[0], runs, {runs[0].name: 10.0})["break_even_examples"] == {
@@ -462,3 +465,98 @@ def test_one_repeated_subset_gives_no_ceiling():
 def test_parts_that_do_not_belong_together_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         run(**arguments)
+
+
+class Counted(Planted):
+    """Says how often it was fitted to the whole pool."""
+
+    fits = 0
+
+    def _fit(self, pool):
+        super()._fit(pool)
+        type(self).fits += len(pool) == len(BENCHMARK.pool)
+
+
+def known_runs(folder, *names, **inputs):
+    return KnownRuns(RunFolder(folder), {name: {"of": name, **inputs} for name in names})
+
+
+def without_costs(results):
+    """What results say of quality."""
+    costs = {"fit_seconds", "query_seconds", "examples_per_second", "break_even_examples"}
+    rows = [
+        {key: one for key, one in row.items() if key not in costs} for row in results["methods"]
+    ]
+    return {**results, "methods": rows}
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path):
+    class Stopped(Planted):
+        name = "stopped"
+
+        def _score(self, targets):
+            raise InputError("its model is damaged")
+
+    mended = type("Mended", (Planted,), {"name": "stopped"})(BENCHMARK.truth, noise=2.0)
+    first = type("First", (Counted,), {"fits": 0})
+    methods = {"first": first(BENCHMARK.truth), "stopped": Stopped(BENCHMARK.truth)}
+    with pytest.raises(InputError, match="damaged"):
+        run(methods, known=known_runs(tmp_path, *methods))
+    assert first.fits == 1
+    methods["stopped"] = mended
+    results, scores = run(methods, known=known_runs(tmp_path, *methods))
+    assert first.fits == 1
+    plain, plain_scores = run(methods)
+    assert first.fits == 2
+    assert without_costs(results) == without_costs(plain)
+    for name, one in plain_scores.items():
+        np.testing.assert_array_equal(scores[name], one)
+    assert row(results, "first")["fit_seconds"] > 0
+    assert row(results, "first")["bytes_per_example"] == row(plain, "first")["bytes_per_example"]
+
+
+def test_a_method_that_pools_by_itself_goes_on_too(tmp_path):
+    members = [Planted(BENCHMARK.truth), "tfidf"]
+    methods = {"both": make_attributor("ensemble", members=members, weights=[1, 2])}
+    known = known_runs(tmp_path, "both")
+    results, scores = run(methods, known=known)
+    methods["both"] = make_attributor("ensemble", members=members, weights=[5, 2])  # never asked
+    again, same = run(methods, known=known)
+    assert again["methods"] == results["methods"]
+    np.testing.assert_array_equal(same["both@subsets"], scores["both@subsets"])
+
+
+def test_runs_of_a_finished_evaluation_are_known(tmp_path):
+    own = type("Own", (Counted,), {"fits": 0})
+    folder = RunFolder(tmp_path)
+    known = known_runs(tmp_path, "own")
+    results, scores = run({"own": own(BENCHMARK.truth)}, known=known)
+    write_results(folder, results, scores, BENCHMARK.pool, BENCHMARK.targets)
+    known.settle()
+    assert not (tmp_path / "scores" / "unfinished").exists()
+    both = {"own": own(BENCHMARK.truth), "random": make_attributor("random")}
+    run(both, known=known_runs(tmp_path, *both))
+    assert own.fits == 1
+    # With other inputs it is run again, and where the scores are no longer its own.
+    run({"own": own(BENCHMARK.truth)}, known=known_runs(tmp_path, "own", rank=8))
+    assert own.fits == 2
+    np.save(folder.scores_file("own"), -scores["own"])
+    run({"own": own(BENCHMARK.truth)}, known=known_runs(tmp_path, "own"))
+    assert own.fits == 3
+
+
+def test_damaged_runs_are_made_again(tmp_path):
+    own = type("Own", (Counted,), {"fits": 0})
+    for fits, damage in enumerate(("own.run.safetensors", "own.npy", None), start=1):
+        run({"own": own(BENCHMARK.truth)}, known=known_runs(tmp_path, "own"))
+        assert own.fits == fits
+        if damage:
+            (tmp_path / "scores" / "unfinished" / damage).write_bytes(b"nothing")
+    run({"own": own(BENCHMARK.truth)}, known=known_runs(tmp_path, "own"))
+    assert own.fits == 3
+
+
+def test_given_scores_are_read_again(tmp_path):
+    given = GivenAttributor(GivenScores("file", BENCHMARK.truth.astype(np.float32)), "sum", [])
+    run({"mine": given}, known=known_runs(tmp_path, "mine"))
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -5,8 +5,9 @@
 
 Takes the features of a saved LoGra apart, layer by layer, and whitens every layer by itself. LDS on
 held-out training labels, mean over seeds, of the layers of a group together: products pooled
-additively, cosines pooled additively and by attention. `--damping 1e6` whitens nothing. No gradient
-is computed but those of training targets that are not in the pool; test labels are not read.
+additively, cosines pooled additively and by attention. `--damping 1e6` only brings layers to one
+size. No gradient is computed but those of training targets that are not in the pool; test labels
+are not read.
 """
 
 import re

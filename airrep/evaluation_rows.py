@@ -68,15 +68,19 @@ class MethodRun:
         """Subset scores (T, M) by the method's own pooling."""
         return self.subset_scores[self.attributor.pooling]
 
-    @cached_property
+    @property
     def lds(self) -> np.ndarray:
         """The LDS (T,) of every target."""
-        return lds_per_target(self.own_subset_scores, self.losses)[0]
+        return self._judged[0]
 
-    @cached_property
+    @property
     def constant_targets(self) -> int:
         """How many targets have the same score for all subsets."""
-        return lds_per_target(self.own_subset_scores, self.losses)[1]
+        return self._judged[1]
+
+    @cached_property
+    def _judged(self) -> tuple[np.ndarray, int]:
+        return lds_per_target(self.own_subset_scores, self.losses)
 
 
 @dataclass(frozen=True)

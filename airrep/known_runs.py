@@ -36,7 +36,7 @@ class KnownRuns:
     def read(self, name: str, attributor: Attributor, losses: np.ndarray) -> MethodRun | None:
         """The run of a method, as it was made, judged by `losses`; None where there is none of its
         inputs, or where its files are damaged or of another evaluation."""
-        for place in (self._unfinished, self._finished):
+        for place in (self._unfinished, self.folder.scores):
             # Whatever is wrong with the files: the method can be run again.
             with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, EOFError):
                 with safe_open(place / f"{name}.run.safetensors", framework="numpy") as file:
@@ -67,18 +67,14 @@ class KnownRuns:
         for name in self.inputs:
             file = self._unfinished / f"{name}.run.safetensors"
             if file.is_file():
-                file.rename(self._finished / file.name)
+                file.rename(self.folder.scores / file.name)
                 (self._unfinished / f"{name}.npy").unlink()
         if self._unfinished.is_dir() and not any(self._unfinished.glob("*.safetensors")):
             shutil.rmtree(self._unfinished)
 
     @property
-    def _finished(self) -> Path:
-        return self.folder.scores_file("any").parent
-
-    @property
     def _unfinished(self) -> Path:
-        return self._finished / "unfinished"
+        return self.folder.scores / "unfinished"
 
 
 def _digest(scores: np.ndarray) -> str:

@@ -38,6 +38,11 @@ def git_revision() -> str | None:
     return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+def is_dirty(revision: str | None) -> bool:
+    """Whether a `git_revision` does not say which code that is."""
+    return revision is not None and revision.endswith("-dirty")
+
+
 def hash_files(files: Iterable[Path]) -> str:
     """sha256 over the names and contents of files, in the order given."""
     digest = hashlib.sha256()

@@ -45,8 +45,12 @@ class RunFolder:
     def page_file(self) -> Path:
         return self.path / "index.html"
 
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
     def scores_file(self, method: str) -> Path:
-        return self.path / "scores" / f"{method}.npy"
+        return self.scores / f"{method}.npy"
 
     def read_pool(self) -> list[Example]:
         return self._read(self.pool_file)

@@ -9,6 +9,7 @@ import numpy as np
 
 from airrep.attributor import POOLINGS, subset_scores_of
 from airrep.examples import InputError
+from airrep.provenance import is_dirty
 from airrep.run_folder import RunFolder
 
 # What a page is made from.
@@ -18,8 +19,8 @@ ROW_KEYS = {"name", "lds", "ci95", "pooling", "fit_seconds"}
 
 def known_results(folder: RunFolder, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """results.json of these very inputs, with all its scores; None when there are none."""
-    if str(inputs["git_revision"]).endswith("-dirty"):
-        return None  # the revision does not say which code that is
+    if is_dirty(inputs["git_revision"]):
+        return None
     try:
         results = read_results(folder)
     except InputError:

@@ -19,7 +19,7 @@ from airrep.examples import Example, InputError
 from airrep.known_runs import KnownRuns
 from airrep.label_stages import make_labels, warm_up
 from airrep.label_store import Labels, LabelStore, fingerprint_labels
-from airrep.provenance import git_revision, hash_files, installed_versions
+from airrep.provenance import git_revision, hash_files, installed_versions, is_dirty
 from airrep.run_costs import preparing_seconds
 from airrep.run_folder import RunFolder
 from airrep.run_methods import (
@@ -178,7 +178,10 @@ def evaluate(config: RunConfig, methods: str | None = None) -> dict[str, Any]:
     inputs["prepare_seconds"] = preparing
     known = known_results(folder, inputs)
     if known is not None:
-        print(f"{folder.results_file} is of these labels and models; delete it to measure again")
+        print(
+            f"{folder.results_file} is of these labels and models; delete it and {folder.scores} "
+            "to measure again"
+        )
         return known
     runs = _known_runs(folder, names, inputs)
     results, scores = run(
@@ -339,7 +342,7 @@ def _known_runs(
     folder: RunFolder, names: Sequence[str], inputs: Mapping[str, Any]
 ) -> KnownRuns | None:
     """Where methods' runs are kept; None where the revision does not say which code runs."""
-    if str(inputs["git_revision"]).endswith("-dirty"):
+    if is_dirty(inputs["git_revision"]):
         return None
     shared = {
         key: inputs[key] for key in ("device", "examples", "labels", "versions", "git_revision")

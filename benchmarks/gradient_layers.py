@@ -25,14 +25,16 @@ from airrep.device import pick_device
 from airrep.gradients.curvature import FisherBlocks
 from airrep.gradients.layers import linear_layers, weight_shape
 from airrep.gradients.projections import projected_shapes
+from airrep.gradients.store import GradientStore
 from airrep.holdout import held_out_labels
-from airrep.label_store import Labels
 from airrep.metrics import lds_per_target
-from airrep.pooling import membership, pool_scores
+from airrep.pooling import Membership, membership, pool_scores
 from airrep.run_folder import RunFolder
 from airrep.train_settings import TrainSettings
 
 PARTS = 6  # of the blocks
+# What a seed holds out: rows of the targets asked, its subsets, its losses.
+Judge = tuple[np.ndarray, Membership, np.ndarray]
 
 
 def main() -> None:
@@ -47,13 +49,16 @@ def main() -> None:
     folder = RunFolder(args.run)
     saved = Attributor.load(args.method or folder.path / "methods" / "logra")
     if not isinstance(saved, LoGraAttributor):
-        parser.error(f"{args.method} holds the method {saved.name!r}, not 'logra'")
-    labels_file = folder.open_labels("train")
-    _, targets = folder.read_labelled("train", labels_file)
-    held = [
-        held_out_labels(labels_file.read(), TrainSettings(seed=seed)) for seed in range(args.seeds)
-    ]
+        parser.error(f"--method holds the method {saved.name!r}, not 'logra'")
+    label_store = folder.open_labels("train")
+    _, targets = folder.read_labelled("train", label_store)
+    labels = label_store.read()
+    held = [held_out_labels(labels, TrainSettings(seed=seed)) for seed in range(args.seeds)]
     asked = np.unique(np.concatenate([rows for rows, _ in held]))
+    judges = [
+        (np.searchsorted(asked, rows), membership(own.subsets, saved.pool_size_), own.losses)
+        for rows, own in held
+    ]
     layers = linear_layers(open_lm(saved.lm, pick_device(saved.device)).model, saved.layers)
     shapes = projected_shapes(
         {name: weight_shape(layer) for name, layer in layers.items()}, saved.projection_rank
@@ -61,17 +66,16 @@ def main() -> None:
     groups = make_groups(list(shapes), args.also)
     sizes = [d_out * d_in for d_out, d_in in shapes.values()]
     features = saved.target_features([targets[row] for row in asked], saved.features_[0])
-    products, cosines = group_scores(saved, features, sizes, args.damping, groups)
+    products, cosines = group_scores(
+        saved.features_[0].store, features, sizes, args.damping, groups
+    )
     print("| layers | how many | numbers | products, additive | cosine, additive | attention |")
     print("|---|---|---|---|---|---|")
     for name, members in groups.items():
-        each = [
-            (labels, np.searchsorted(asked, rows)) for rows, labels in held
-        ]  # where its targets are
         found = [
-            mean_lds(products[name], each, "sum"),
-            mean_lds(cosines[name], each, "sum"),
-            mean_lds(cosines[name], each, "attention"),
+            mean_lds(products[name], judges, "sum"),
+            mean_lds(cosines[name], judges, "sum"),
+            mean_lds(cosines[name], judges, "attention"),
         ]
         numbers = sum(sizes[row] for row in members)
         shown = " | ".join(f"{one:.3f}" for one in found)
@@ -96,14 +100,13 @@ def make_groups(names: Sequence[str], also: str | None) -> dict[str, list[int]]:
 
 
 def group_scores(
-    saved: LoGraAttributor,
+    store: GradientStore,
     features: torch.Tensor,
     sizes: Sequence[int],
     damping: float,
     groups: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Products and cosines (T, pool) of targets' features (T, d), by group of layers."""
-    store = saved.features_[0].store
     curvature = FisherBlocks.fit(store, sizes, damping)
     features = features.cpu()
     queries = curvature.solve(features)
@@ -132,13 +135,12 @@ def layer_sums(values: torch.Tensor, sizes: Sequence[int]) -> np.ndarray:
     return torch.stack([part.sum(1) for part in values.split(list(sizes), 1)], dim=1).numpy()
 
 
-def mean_lds(scores: np.ndarray, each: Sequence[tuple[Labels, np.ndarray]], pooling: str) -> float:
-    """Mean over seeds of the LDS on what each held out: its labels, and its targets' rows."""
+def mean_lds(scores: np.ndarray, judges: Sequence[Judge], pooling: str) -> float:
+    """Mean over seeds of the LDS on what each held out."""
     found = []
-    for labels, rows in each:
-        members = membership(labels.subsets, scores.shape[1])
+    for rows, members, losses in judges:
         pooled = pool_scores(torch.from_numpy(scores[rows]), members, pooling).numpy()
-        found.append(float(lds_per_target(pooled, labels.losses)[0].mean()))
+        found.append(float(lds_per_target(pooled, losses)[0].mean()))
     return float(np.mean(found))
 
 

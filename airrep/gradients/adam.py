@@ -1,9 +1,8 @@
 """Gradients as Adam would step along them (LESS, arXiv 2402.04333)."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from airrep.examples import InputError, TokenizedExample
-from airrep.gradients.layer_gradient import BLOCK, LayerGradient, add_up, times
+from airrep.gradients.layer_gradient import BLOCK, LayerGradient, add_up
 from airrep.gradients.per_example import GradientModel, Projections
 from airrep.weights import MOMENTS_FILE
 
@@ -32,9 +31,10 @@ class AdamMoments:
     square: torch.Tensor
     steps: int | None = None
 
-    def of_outputs(self, start: int, stop: int) -> Self:
-        """The moments of some rows of the weight."""
-        return replace(self, mean=self.mean[start:stop], square=self.square[start:stop])
+    def output_slices(self, step: int) -> Iterator["AdamMoments"]:
+        """The moments of `step` rows of the weight at a time, in their order."""
+        for mean, square in zip(self.mean.split(step), self.square.split(step), strict=True):
+            yield AdamMoments(mean, square, self.steps)
 
     def step_along(self, gradients: torch.Tensor) -> torch.Tensor:
         """The update (B, d_out, d_in) that each gradient would be, without the learning rate."""
@@ -63,18 +63,16 @@ class AdamFeatures:
         return torch.cat(found, dim=1)
 
     def _project(self, name: str, layer: LayerGradient) -> torch.Tensor:
-        p_out, p_in = self.projections.get(name, (None, None))
         size, _, d_in = layer.inputs.shape
         numbers = CACHED if layer.inputs.device.type == "cpu" else BLOCK
-        parts, start = [], 0
-        for part in layer.output_slices(max(1, numbers // (size * d_in))):
-            stop = start + part.output_gradients.shape[-1]
-            steps = self.moments[name].of_outputs(start, stop).step_along(part.full())
-            if p_out is not None:
-                steps = p_out[start:stop].T @ times(steps, p_in)
-            parts.append(steps)
-            start = stop
-        return torch.cat(parts, dim=1) if p_out is None else add_up(parts)
+        step = max(1, numbers // (size * d_in))
+        slices = zip(layer.output_slices(step), self.moments[name].output_slices(step), strict=True)
+        steps = (moments.step_along(part.full()) for part, moments in slices)
+        if name not in self.projections:
+            return torch.cat(list(steps), dim=1)
+        p_out, p_in = self.projections[name]
+        rows = zip(p_out.split(step), steps, strict=True)
+        return add_up(part.T @ (one @ p_in) for part, one in rows)
 
 
 def saved_moments(folder: Path, layers: Mapping[str, nn.Module]) -> dict[str, AdamMoments] | None:
